@@ -1,0 +1,1 @@
+"""fewfold: language models a few-fold smaller."""
