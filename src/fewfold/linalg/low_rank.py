@@ -1,0 +1,174 @@
+"""Two-factor approximations ``weight ~ up @ down``: plain, calibrated on inputs and outputs, row weighted.
+
+The calibrated optimum minimises ``tr(M (W - W') C (W - W')^T)`` over matrices ``W'`` of rank ``r``, where
+``C`` is the second moment of the inputs and ``M`` a metric on the outputs. With ``M = I`` it is the
+truncation-aware optimum of SVD-LLM (Wang et al., ICLR 2025) in the form that needs no inverse of ``C``:
+the leading eigenvectors of ``W C W^T``. A Fisher-like ``M``, the second moment of the gradients at the
+outputs, makes the errors of different weights comparable (cf. K-FAC, Martens and Grosse, ICML 2015).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewfold.linalg.spectra import damped, eigh_descending, square_root
+
+# Breaks ties among directions that calibration never saw: there the plain weight error decides.
+TIE_BREAK = 1e-10
+
+
+@dataclass(frozen=True)
+class LowRankFactors:
+    """A matrix kept as a product: ``weight ~ up @ down``.
+
+    :param up: ``(out, rank)``.
+    :param down: ``(rank, in)``.
+    """
+
+    up: Tensor
+    down: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Number of directions kept."""
+        return self.up.shape[1]
+
+    def dense(self) -> Tensor:
+        """The product, ``(out, in)``."""
+        return self.up @ self.down
+
+
+@dataclass(frozen=True)
+class LowRankSpectrum:
+    """A full decomposition from which factors of every rank are cut.
+
+    :param up: ``(out, k)`` with ``k = min(out, in)``, most important direction first, float64.
+    :param down: ``(k, in)``, float64; ``up @ down`` is the weight itself.
+    :param gains: ``(k,)`` descending: the squared error that each direction removes, in the units
+        of the objective that was minimised.
+    """
+
+    up: Tensor
+    down: Tensor
+    gains: Tensor
+
+    def truncate(self, rank: int) -> LowRankFactors:
+        """The best factors of this rank.
+
+        :param rank: 1 … k.
+        :return: float64 factors.
+        :raises ValueError: if the rank lies outside its range.
+        """
+        full = self.gains.shape[0]
+        if not 1 <= rank <= full:
+            raise ValueError(f"rank={rank}: a {self.up.shape[0]}×{self.down.shape[1]} matrix takes 1…{full}")
+        return LowRankFactors(self.up[:, :rank].contiguous(), self.down[:rank].contiguous())
+
+    def errors(self) -> Tensor:
+        """Squared error against rank: entry ``r`` is what remains with ``r`` directions, ``(k + 1,)``."""
+        tail = self.gains.flip(0).cumsum(0).flip(0)
+        return torch.cat([tail, tail.new_zeros(1)])
+
+
+def svd_spectrum(weight: Tensor) -> LowRankSpectrum:
+    """Plain truncated SVD (Eckart and Young, 1936), by the Gram matrix of the smaller side.
+
+    :param weight: ``(out, in)``.
+    :return: the spectrum; its errors are squared Frobenius norms.
+    :raises ValueError: if the weight is not a finite matrix.
+    """
+    return calibrated_spectrum(weight)
+
+
+def calibrated_spectrum(
+    weight: Tensor,
+    input_moment: Tensor | None = None,
+    output_metric: Tensor | None = None,
+    output_damping: float = 0.01,
+) -> LowRankSpectrum:
+    """Decompose for least output error on given inputs, measured in a given output metric.
+
+    Pass a centred covariance as ``input_moment`` when the bias absorbs the mean (`corrected_bias`).
+    Directions without any input energy come last, ordered by their plain weight error.
+
+    :param weight: ``(out, in)``, applied as ``weight @ x``.
+    :param input_moment: ``(in, in)``, ``E[x x^T]`` or the covariance; identity if absent. It may be singular.
+    :param output_metric: ``(out, out)``, for example ``E[g g^T]`` of output gradients; identity if absent.
+    :param output_damping: share of the metric's mean eigenvalue added to its diagonal.
+    :return: the spectrum; its errors are ``tr(M (W - W') C (W - W')^T)`` with the damped metrics.
+    :raises ValueError: if shapes disagree or a number is not finite.
+    """
+    weight = _checked(weight, input_moment, output_metric)
+    moment = None if input_moment is None else damped(input_moment, TIE_BREAK)
+    metric = None if output_metric is None else damped(output_metric, output_damping)
+    if weight.shape[0] <= weight.shape[1]:
+        up, down, gains = _left_projection(weight, moment, metric)
+        return LowRankSpectrum(up, down, gains)
+    down, up, gains = _left_projection(weight.T, metric, moment)
+    return LowRankSpectrum(up.T, down.T, gains)
+
+
+def row_weighted_spectrum(table: Tensor, row_weights: Tensor) -> LowRankSpectrum:
+    """Decompose a look-up table with some rows counting more than others.
+
+    Minimises ``sum_i f_i |e_i - e'_i|^2``. Every row, also one of weight zero, is projected onto the
+    same subspace, so the weights move the subspace only.
+
+    :param table: ``(rows, dim)``.
+    :param row_weights: ``(rows,)``, not negative, for example smoothed token counts.
+    :return: the spectrum, with ``up`` ``(rows, k)`` the short rows and ``down`` ``(k, dim)`` orthonormal
+        directions, ``k = dim`` (also where there are fewer rows).
+    :raises ValueError: if shapes disagree, a weight is negative or all are zero, or a number is not finite.
+    """
+    table = _checked(table, None, None)
+    if row_weights.shape != table.shape[:1]:
+        raise ValueError(f"row_weights {tuple(row_weights.shape)}: the table has {table.shape[0]} rows")
+    row_weights = row_weights.to(table)
+    if not bool((row_weights >= 0).all()) or not 0 < float(row_weights.sum()) < float("inf"):
+        raise ValueError("row_weights must be finite, not negative and not all zero")
+    gram = table.T @ (table * row_weights[:, None])
+    plain = table.T @ table
+    tie_break = TIE_BREAK * gram.trace() / plain.trace().clamp_min(torch.finfo(torch.float64).tiny)
+    gains, directions = eigh_descending(gram + tie_break * plain)
+    return LowRankSpectrum(table @ directions, directions.T.contiguous(), gains)
+
+
+def corrected_bias(weight: Tensor, approximation: Tensor, mean: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The bias that keeps the mean output: ``b + (W - W') E[x]``.
+
+    :param weight: ``(out, in)``.
+    :param approximation: ``(out, in)``, for example ``factors.dense()``.
+    :param mean: ``(in,)``, mean input.
+    :param bias: ``(out,)``; zero if absent.
+    :return: ``(out,)`` float64.
+    """
+    shift = (weight.to(torch.float64) - approximation.to(torch.float64)) @ mean.to(torch.float64)
+    return shift if bias is None else shift + bias.to(torch.float64)
+
+
+def _left_projection(
+    weight: Tensor, moment: Tensor | None, metric: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Project on the smaller side, the rows: ``W' = S^-1 U U^T S W`` with ``S^2`` the metric."""
+    root, inverse = (None, None) if metric is None else square_root(metric)
+    scaled = weight if root is None else root @ weight
+    gram = scaled @ scaled.T if moment is None else scaled @ moment @ scaled.T
+    gains, basis = eigh_descending(gram)
+    return (basis if inverse is None else inverse @ basis), basis.T @ scaled, gains
+
+
+def _checked(weight: Tensor, input_moment: Tensor | None, output_metric: Tensor | None) -> Tensor:
+    if weight.dim() != 2 or 0 in weight.shape:
+        raise ValueError(f"expected a matrix, got shape {tuple(weight.shape)}")
+    if not torch.isfinite(weight).all():
+        raise ValueError("the weight holds an infinity or a NaN")
+    for name, square, size in (
+        ("input_moment", input_moment, weight.shape[1]),
+        ("output_metric", output_metric, weight.shape[0]),
+    ):
+        if square is not None and square.shape != (size, size):
+            raise ValueError(
+                f"{name} {tuple(square.shape)}: a weight {tuple(weight.shape)} needs ({size}, {size})"
+            )
+    return weight.detach().to(torch.float64)

@@ -1,0 +1,65 @@
+"""Small helpers around symmetric eigen-decompositions, always in float64."""
+
+import torch
+from torch import Tensor
+
+
+def eigh_descending(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigen-decomposition of a symmetric positive semi-definite matrix, largest eigenvalue first.
+
+    The matrix is symmetrised and taken to float64; rounding below zero is clipped; the sign of each
+    vector makes its entry of largest magnitude positive, so that equal input gives equal output.
+
+    :param matrix: ``(n, n)``.
+    :return: eigenvalues ``(n,)`` and eigenvectors ``(n, n)``, one a column.
+    :raises ValueError: if the matrix is not square, or holds an infinity or a NaN.
+    """
+    if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"expected a square matrix, got shape {tuple(matrix.shape)}")
+    matrix = matrix.to(torch.float64)
+    if not torch.isfinite(matrix).all():
+        raise ValueError("the matrix holds an infinity or a NaN: check the statistics it was built from")
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    return values.flip(0).clamp_min(0.0), fix_signs(vectors.flip(1))
+
+
+def fix_signs(vectors: Tensor) -> Tensor:
+    """Flip columns so that each one's entry of largest magnitude is positive.
+
+    :param vectors: ``(n, k)``, one vector a column.
+    :return: the same vectors with settled signs.
+    """
+    if vectors.numel() == 0:
+        return vectors
+    peak = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    return vectors * torch.where(peak < 0, -1.0, 1.0).to(vectors.dtype)
+
+
+def damped(metric: Tensor, damping: float) -> Tensor:
+    """Add ``damping`` times the mean eigenvalue to the diagonal, in float64.
+
+    A metric that is all zero becomes the identity, so that the result can always be inverted
+    when ``damping`` is positive.
+
+    :param metric: symmetric positive semi-definite ``(n, n)``.
+    :param damping: relative to the mean eigenvalue; not negative.
+    :return: ``(n, n)`` float64.
+    :raises ValueError: if ``damping`` is negative.
+    """
+    if damping < 0:
+        raise ValueError(f"damping={damping}: it must not be negative")
+    metric = metric.to(torch.float64)
+    mean = float(metric.diagonal().mean())
+    identity = torch.eye(metric.shape[0], dtype=torch.float64, device=metric.device)
+    return metric + damping * mean * identity if mean > 0 else identity
+
+
+def square_root(metric: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric square root and its inverse.
+
+    :param metric: symmetric positive definite ``(n, n)``; damp it first if it may be singular.
+    :return: ``root`` and ``inverse_root``, both ``(n, n)`` float64, with ``root @ root == metric``.
+    """
+    values, vectors = eigh_descending(metric)
+    root = values.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
