@@ -1,1 +1,51 @@
-"""fewfold: language models a few-fold smaller."""
+"""fewfold: language models a few-fold smaller, by sharing and factoring their weights.
+
+``compress(model, LowRank(), budget=Budget(parameters="1/4 of linears"), calibration=texts, tokenizer=tokenizer)``
+replaces weights in place; ``save_pretrained`` and ``AutoModel.from_pretrained`` work as ever once fewfold is
+imported; ``densify(model)`` gives a plain model back.
+"""
+
+__version__ = "0.1.0"
+
+from fewfold.assembled import set_form
+from fewfold.budget.budget import Budget
+from fewfold.checkpoint.densify import densify
+from fewfold.checkpoint.hook import install as _install
+from fewfold.checkpoint.save import load, save
+from fewfold.compress import compress
+from fewfold.errors import (
+    BudgetError,
+    CalibrationError,
+    CheckpointError,
+    FewfoldError,
+    RecipeError,
+    TargetError,
+)
+from fewfold.methods.dense.config import Dense
+from fewfold.methods.low_rank.config import LowRank
+from fewfold.recipe import Recipe
+from fewfold.stored import pack, unpack
+from fewfold.summary import summary
+
+_install()
+
+__all__ = [
+    "Budget",
+    "BudgetError",
+    "CalibrationError",
+    "CheckpointError",
+    "Dense",
+    "FewfoldError",
+    "LowRank",
+    "Recipe",
+    "RecipeError",
+    "TargetError",
+    "compress",
+    "densify",
+    "load",
+    "pack",
+    "save",
+    "set_form",
+    "summary",
+    "unpack",
+]

@@ -1,0 +1,154 @@
+"""Modules whose weight is assembled from stored tensors, and the two ways to run them.
+
+*Chained* multiplies through the stored tensors; *rebuilt* assembles the dense weight and multiplies once. The form
+is a choice of the machine at run time and no part of a checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Form = Literal["auto", "chained", "rebuilt"]
+
+
+class Assembled(nn.Module):
+    """Base of the modules that stand where a dense weight stood.
+
+    ``weight`` is an empty buffer: it answers for dtype and device, keeps the dense weight's name in the checkpoint
+    so that a load which does not know fewfold stops at it (instead of running on random numbers), and makes code
+    that reads the dense weight fail instead of computing nonsense.
+    """
+
+    weight: Tensor
+    form: Form
+    in_features: int
+    out_features: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.empty(0))
+        self.form = "auto"
+        self.original: tuple[nn.Module, ...] = ()
+        self._rebuilt: tuple[Any, Tensor] | None = None
+
+    def assembled_weight(self) -> Tensor:
+        """The dense weight that the stored tensors stand for: ``(out, in)`` or ``(vocab, dim)``."""
+        raise NotImplementedError(f"{type(self).__name__} does not assemble a weight")
+
+    def chain_macs(self) -> int:
+        """Multiply-accumulates a token of the chained form."""
+        raise NotImplementedError(f"{type(self).__name__} has no chained form")
+
+    def dense_macs(self) -> int:
+        """Multiply-accumulates a token of the rebuilt form."""
+        raise NotImplementedError(f"{type(self).__name__} has no rebuilt form")
+
+    @property
+    def running_form(self) -> Literal["chained", "rebuilt"]:
+        """The form in use: as set, else the one with fewer multiply-accumulates."""
+        if self.form != "auto":
+            return self.form
+        return "chained" if self.chain_macs() < self.dense_macs() else "rebuilt"
+
+    def rebuilt_weight(self) -> Tensor:
+        """The assembled weight, kept between calls while no gradient is asked for and no stored tensor changes."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.assembled_weight()
+        key = tuple(
+            (id(tensor), tensor.data_ptr(), tensor.dtype, None if tensor.is_inference() else tensor._version)
+            for tensor in (*self.parameters(), *self.buffers())
+        )
+        if self._rebuilt is None or self._rebuilt[0] != key:
+            self._rebuilt = (key, self.assembled_weight())
+        return self._rebuilt[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__() if hasattr(super(), "__getstate__") else self.__dict__
+        return {**state, "_rebuilt": None}
+
+
+class AssembledLinear(Assembled):
+    """Stands for a linear map ``(…, in_features)`` to ``(…, out_features)``."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+
+    def dense_macs(self) -> int:
+        """``in · out``."""
+        return self.in_features * self.out_features
+
+    def chained(self, hidden_states: Tensor) -> Tensor:
+        """Multiply through the stored tensors, bias included."""
+        raise NotImplementedError(f"{type(self).__name__} has no chained form")
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """``(…, in_features)`` to ``(…, out_features)``."""
+        if self.running_form == "chained":
+            return self.chained(hidden_states)
+        return F.linear(hidden_states, self.rebuilt_weight(), self.bias)
+
+    def extra_repr(self) -> str:
+        """Sizes and form."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, form={self.running_form}"
+
+
+class AssembledEmbedding(Assembled):
+    """Stands for a table ``(vocab, dim)``: looked up by ids, and multiplied by tied heads."""
+
+    num_embeddings: int
+    embedding_dim: int
+    padding_idx: int | None
+    scale: float
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None, scale: float = 1.0) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.padding_idx, self.scale = padding_idx, scale
+
+    def dense_macs(self) -> int:
+        """0: a dense look-up multiplies nothing."""
+        return 0
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Rows of the assembled table: ids of any shape to ``(…, dim)``."""
+        raise NotImplementedError(f"{type(self).__name__} has no look-up")
+
+    def attend(self, hidden_states: Tensor) -> Tensor:
+        """``(…, dim)`` to ``(…, vocab)``: the product with the transposed table."""
+        return F.linear(hidden_states, self.rebuilt_weight())
+
+    def resize(self, rows: int) -> None:
+        """Grow or shrink to ``rows`` rows in place; kept rows stay equal."""
+        raise NotImplementedError(f"{type(self).__name__} cannot change its number of rows")
+
+    @property
+    def running_form(self) -> Literal["chained", "rebuilt"]:
+        """Look-ups run through the stored tensors unless set to rebuilt."""
+        return "rebuilt" if self.form == "rebuilt" else "chained"
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Ids of any shape to ``(…, dim)``."""
+        if self.running_form == "rebuilt":
+            rows = F.embedding(input_ids, self.rebuilt_weight())
+        else:
+            rows = self.lookup(input_ids)
+        return rows if self.scale == 1.0 else rows * self.scale
+
+    def extra_repr(self) -> str:
+        """Sizes and form."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, form={self.running_form}"
+
+
+def set_form(model: nn.Module, form: Form) -> nn.Module:
+    """Run every assembled weight of ``model`` chained, rebuilt, or as the cost model says (``auto``), in place."""
+    for module in model.modules():
+        if isinstance(module, Assembled):
+            module.form = form
+    return model

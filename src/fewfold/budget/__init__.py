@@ -1,0 +1,1 @@
+"""Budgets: what things cost, and which sizes keep within a limit."""

@@ -1,0 +1,227 @@
+"""Run a model over calibration batches and collect statistics at its targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from fewfold.calibration.cache import Cache
+from fewfold.calibration.inputs import Batch
+from fewfold.calibration.statistics import Moments, Statistics
+from fewfold.errors import CalibrationError
+from fewfold.progress import track
+from fewfold.surgery.targets import Target
+
+
+def collect(
+    model: nn.Module,
+    targets: Sequence[Target],
+    batches: Sequence[Batch],
+    *,
+    gradients: bool = True,
+    seed: int = 0,
+    cache: Cache | None = None,
+) -> Statistics:
+    """Collect input moments, token counts and (optionally) output-gradient moments.
+
+    Gradients are those of ``v · output`` with fresh Gaussian ``v`` on every token: their second moment ``E[g gᵀ]``
+    turns an error of a target's output into the expected error of the model's output (a Gauss–Newton metric;
+    cf. K-FAC, Martens and Grosse 2015). A head's logits use labels drawn from the model itself, which gives the
+    Fisher metric.
+
+    :param targets: where to collect; modules with the same input share one set of moments.
+    :param cache: keeps finished batches on disk, so that an interrupted run goes on where it stopped.
+    :raises CalibrationError: if the model cannot run on a batch, or gives numbers that are not finite.
+    """
+    collector = _Collector(model, targets, gradients, seed)
+    done = 0
+    if cache is not None:
+        loaded = cache.load()
+        if loaded is not None:
+            collector.statistics, done = loaded
+    if done < len(batches):
+        with collector.hooks():
+            for index, batch in track(
+                list(enumerate(batches))[done:], "calibrating", total=len(batches) - done
+            ):
+                collector.run(batch, index)
+                if cache is not None:
+                    cache.save(collector.statistics, index + 1, final=index + 1 == len(batches))
+    return collector.statistics
+
+
+class _Collector:
+    def __init__(self, model: nn.Module, targets: Sequence[Target], gradients: bool, seed: int) -> None:
+        self.model, self.gradients, self.seed = model, gradients, seed
+        self.targets = {target.module: target for target in targets}
+        self.statistics = Statistics()
+        self.batch: Batch = {}
+        self.seen: dict[int, tuple[str, Tensor]] = {}
+
+    def hooks(self) -> ExitStack:
+        """Hooks on every target; closing the stack removes them."""
+        stack = ExitStack()
+        for name, target in self.targets.items():
+            module = self.model.get_submodule(name)
+            handle = module.register_forward_hook(self._hook(name, target))
+            stack.callback(handle.remove)
+        was_training = self.model.training
+        self.model.eval()
+        stack.callback(self.model.train, was_training)
+        return stack
+
+    def _hook(self, name: str, target: Target):  # noqa: ANN202  (a torch hook)
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            del module
+            mask = self._mask(name, args[0], target.kind)
+            if target.kind == "embedding":
+                self._count(name, target, args[0], mask)
+            else:
+                self._input(name, args[0], mask)
+            if self.gradients and output.requires_grad:
+                output.register_hook(lambda gradient: self._gradient(name, gradient, mask))
+
+        return hook
+
+    def _input(self, name: str, hidden_states: Tensor, mask: Tensor | None) -> None:
+        known = self.seen.get(id(hidden_states))
+        leader = self.statistics.leader.get(name)
+        if leader is None:
+            leader = known[0] if known is not None else name
+            self.statistics.leader[name] = leader
+        if known is None:
+            self.seen[id(hidden_states)] = (name, hidden_states)
+        if leader == name:
+            moments = self.statistics.inputs.setdefault(name, Moments.zeros(hidden_states.shape[-1]))
+            moments.add(_rows(hidden_states, mask))
+
+    def _count(self, name: str, target: Target, ids: Tensor, mask: Tensor | None) -> None:
+        kept = ids[mask] if mask is not None else ids.flatten()
+        counts = torch.bincount(kept.cpu(), minlength=target.rows)
+        old = self.statistics.token_counts.get(name)
+        self.statistics.token_counts[name] = counts if old is None else old + counts
+
+    def _gradient(self, name: str, gradient: Tensor, mask: Tensor | None) -> None:
+        moments = self.statistics.gradients.setdefault(name, Moments.zeros(gradient.shape[-1]))
+        moments.add(_rows(gradient, mask))
+
+    def _mask(self, name: str, tensor: Tensor, kind: str) -> Tensor | None:
+        """The padding mask that belongs to this module's input, or None where there is none."""
+        lead = tuple(tensor.shape if kind == "embedding" else tensor.shape[:-1])
+        decoder = "decoder" in name.split(".") and not _reads_encoder(name)
+        order = ("decoder_attention_mask", "attention_mask") if decoder else ("attention_mask",)
+        for key in order:
+            mask = self.batch.get(key)
+            if mask is not None and tuple(mask.shape) == lead:
+                return mask.bool()
+        return None
+
+    def run(self, batch: Batch, index: int) -> None:
+        """One forward pass, and one backward pass where gradients are asked for."""
+        self.batch, self.seen = batch, {}
+        try:
+            if not self.gradients:
+                with torch.no_grad():
+                    self.model(**batch)
+            else:
+                self._forward_backward(batch, index)
+        except (TypeError, ValueError, IndexError, RuntimeError) as error:
+            if isinstance(error, CalibrationError):
+                raise
+            shapes = {key: tuple(value.shape) for key, value in batch.items()}
+            raise CalibrationError(f"the model cannot run on calibration batch {index} {shapes}: {error}") from error
+        finally:
+            self.seen = {}
+        mask = batch.get("attention_mask")
+        first = next(iter(batch.values()))
+        self.statistics.texts += first.shape[0]
+        self.statistics.tokens += int(mask.sum()) if mask is not None else first.shape[0] * first.shape[-1]
+
+    def _forward_backward(self, batch: Batch, index: int) -> None:
+        trained = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
+        try:
+            for parameter in trained:
+                parameter.requires_grad_(False)
+            # gradients are wanted at activations only: the first embedding output (or pixel input) starts the graph
+            with torch.enable_grad(), _graph_starts(self.model, batch) as inputs:
+                output = _final_output(self.model(**inputs))
+                if not bool(output.isfinite().all()):
+                    raise CalibrationError(f"the model's output on calibration batch {index} is not finite")
+                score = _random_score(output, self._output_mask(output), self.seed + index)
+                score.backward()
+        finally:
+            for parameter, flag in trained.items():
+                parameter.requires_grad_(flag)
+
+    def _output_mask(self, output: Tensor) -> Tensor | None:
+        for key in ("decoder_attention_mask", "attention_mask"):
+            mask = self.batch.get(key)
+            if mask is not None and tuple(mask.shape) == tuple(output.shape[:-1]):
+                return mask.bool()
+        return None
+
+
+class _graph_starts:
+    """Make activations require gradients although no parameter does."""
+
+    def __init__(self, model: nn.Module, batch: Batch) -> None:
+        self.model, self.batch, self.handles = model, batch, []  # type: ignore[var-annotated]
+
+    def __enter__(self) -> Batch:
+        def start(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+            del module, args
+            return output if output.requires_grad else output.requires_grad_()
+
+        from fewfold.assembled import AssembledEmbedding
+
+        for module in self.model.modules():
+            if isinstance(module, nn.Embedding | AssembledEmbedding):
+                # first in line, so that the collecting hook sees an output that requires gradients
+                self.handles.append(module.register_forward_hook(start, prepend=True))
+        return {
+            name: tensor.clone().requires_grad_() if tensor.is_floating_point() and name == "pixel_values" else tensor
+            for name, tensor in self.batch.items()
+        }
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def _reads_encoder(name: str) -> bool:
+    """Whether a module inside a decoder multiplies the encoder's output (keys and values of cross-attention)."""
+    pieces = name.split(".")
+    cross = any("encoder_attn" in p or "EncDecAttention" in p or "crossattention" in p for p in pieces)
+    return cross and pieces[-1] in {"k", "v", "k_proj", "v_proj", "key", "value"}
+
+
+def _rows(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    return tensor[mask] if mask is not None else tensor.reshape(-1, tensor.shape[-1])
+
+
+def _final_output(outputs: object) -> Tensor:
+    for name in ("logits", "last_hidden_state"):
+        value = getattr(outputs, name, None)
+        if isinstance(value, Tensor):
+            return value
+    if isinstance(outputs, Tensor):
+        return outputs
+    for value in outputs if isinstance(outputs, tuple | list) else getattr(outputs, "values", tuple)():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value
+    raise CalibrationError(
+        f"the model returns {type(outputs).__name__}, which holds no logits and no last_hidden_state to "
+        "differentiate; use LowRank(weighting='inputs')"
+    )
+
+
+def _random_score(output: Tensor, mask: Tensor | None, seed: int) -> Tensor:
+    """A scalar whose gradient at the output is Gaussian, in units of the output's own energy."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = _rows(output, mask).float()
+    energy = (rows.detach() - rows.detach().mean(0)).square().sum(-1).mean().clamp_min(1e-12)
+    direction = torch.randn(rows.shape, generator=generator).to(rows.device)
+    return (rows * direction).sum() / energy.sqrt()

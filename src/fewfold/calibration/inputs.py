@@ -1,0 +1,114 @@
+"""Turn whatever the user calibrates on (texts, model inputs, a dataset) into batches of model inputs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewfold.errors import CalibrationError
+
+Batch = dict[str, Tensor]
+
+
+def calibration_batches(
+    calibration: Any, tokenizer: Any, model: nn.Module, batch_size: int = 16, max_length: int = 128
+) -> list[Batch]:
+    """Batches of model inputs, tensors on the model's device.
+
+    :param calibration: an iterable of texts (needs ``tokenizer``), of model-input dicts, or a datasets.Dataset
+        with a text column (``text``, or its first column of strings) or with model-input columns.
+    :param batch_size: texts in one batch; dicts are batches already.
+    :param max_length: tokens kept of a text.
+    :raises CalibrationError: if there is nothing to calibrate on, or it cannot be understood.
+    """
+    if isinstance(calibration, str):
+        raise CalibrationError(
+            "calibration is one string; pass a list of texts (a file's lines: Path(name).read_text().splitlines())"
+        )
+    items = list(_rows(calibration))
+    if not items:
+        raise CalibrationError("calibration is empty: pass at least a few dozen texts like those the model will see")
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if all(isinstance(item, Mapping) for item in items):
+        return [_as_batch(item, index, device, model) for index, item in enumerate(items)]
+    if not all(isinstance(item, str) for item in items):
+        kinds = sorted({type(item).__name__ for item in items})
+        raise CalibrationError(f"calibration holds {', '.join(kinds)}; pass texts or dicts of model inputs")
+    texts = [item for item in items if item.strip()]
+    if not texts:
+        raise CalibrationError("every calibration text is blank")
+    if tokenizer is None:
+        raise CalibrationError("calibration holds texts, so a tokenizer is needed: compress(…, tokenizer=tokenizer)")
+    return [_finish(batch, model, device) for batch in _tokenize(texts, tokenizer, model, batch_size, max_length)]
+
+
+def _rows(calibration: Any) -> Iterable[Any]:
+    if calibration is None:
+        raise CalibrationError(
+            "this recipe is fitted on real inputs: pass calibration=texts and tokenizer=tokenizer, "
+            "or choose LowRank(weighting='none') for a plain SVD"
+        )
+    features = getattr(calibration, "column_names", None)
+    if features is None:
+        return calibration
+    if "text" in features:
+        return calibration["text"]
+    first = calibration[0] if len(calibration) else {}
+    strings = [name for name in features if isinstance(first.get(name), str)]
+    return calibration[strings[0]] if strings else calibration
+
+
+def _tokenize(texts: list[str], tokenizer: Any, model: nn.Module, size: int, max_length: int) -> Iterable[Batch]:
+    limit = min(max_length, getattr(getattr(model, "config", None), "max_position_embeddings", None) or max_length)
+    padded = tokenizer.pad_token is not None
+    order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), index))
+    step = size if padded else 1
+    for start in range(0, len(order), step):
+        chosen = [texts[index] for index in order[start : start + step]]
+        yield dict(
+            tokenizer(chosen, truncation=True, max_length=limit, padding=padded, return_tensors="pt").items()
+        )
+
+
+def _as_batch(item: Mapping[str, Any], index: int, device: torch.device, model: nn.Module) -> Batch:
+    batch: Batch = {}
+    for name, value in item.items():
+        try:
+            tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise CalibrationError(
+                f"calibration item {index}: {name!r} is a {type(value).__name__}, not a tensor"
+            ) from None
+        single = tensor.dim() == 1 or (name == "pixel_values" and tensor.dim() == 3)
+        batch[name] = tensor.unsqueeze(0) if single else tensor
+    if not batch:
+        raise CalibrationError(f"calibration item {index} is an empty dict of model inputs")
+    return _finish(batch, model, device)
+
+
+def _finish(batch: Batch, model: nn.Module, device: torch.device) -> Batch:
+    """Move to the device; give an encoder–decoder its decoder's inputs (the same text)."""
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False) and "input_ids" in batch and "decoder_input_ids" not in batch:
+        ids = batch["input_ids"]
+        start = getattr(config, "decoder_start_token_id", None)
+        first = torch.full_like(ids[:, :1], config.pad_token_id if start is None else start)
+        batch["decoder_input_ids"] = torch.cat([first, ids[:, :-1]], dim=1)
+        if "attention_mask" in batch:
+            batch["decoder_attention_mask"] = batch["attention_mask"]
+    return batch
+
+
+def fingerprint(batches: Iterable[Batch]) -> str:
+    """A short hash of all inputs, the same on every machine."""
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in batches:
+        for name in sorted(batch):
+            digest.update(name.encode())
+            digest.update(batch[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Checkpoints: the structure, loading, saving, and plain models again."""

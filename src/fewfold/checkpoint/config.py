@@ -1,0 +1,28 @@
+"""The transformers quantization config that carries a structure through config.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from fewfold.checkpoint.structure import Structure, parse_structure
+
+
+class FewfoldConfig(QuantizationConfigMixin):
+    """What stands under ``quantization_config`` in the config.json of a compressed model."""
+
+    quant_method = "fewfold"
+
+    def __init__(self, structure: Structure | None = None, **fields: Any) -> None:
+        fields.pop("quant_method", None)
+        self.quant_method = "fewfold"
+        self.structure = structure if structure is not None else parse_structure(fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form: the structure's fields beside ``quant_method``."""
+        return {"quant_method": "fewfold", **self.structure.model_dump(mode="json", exclude_defaults=False)}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As :meth:`to_dict`."""
+        return self.to_dict()

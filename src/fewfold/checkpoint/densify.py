@@ -1,0 +1,29 @@
+"""A plain model again: assemble every weight once and put the dense modules back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fewfold.checkpoint.structure import structure_of
+from fewfold.errors import TargetError
+from fewfold.surgery.replace import restore_modules
+
+
+def densify(model: nn.Module) -> Any:
+    """Turn a compressed model into a plain one with equal outputs, in place.
+
+    It loads without fewfold, and is as large as before compression.
+
+    :return: ``model``.
+    :raises TargetError: if the model is not compressed.
+    """
+    if structure_of(model) is None:
+        raise TargetError(f"this {type(model).__name__} is not compressed by fewfold: there is nothing to densify")
+    restore_modules(model)
+    config = getattr(model, "config", None)
+    if config is not None:
+        config.__dict__.pop("quantization_config", None)
+    model.__dict__.pop("fewfold_structure", None)
+    return model

@@ -1,0 +1,170 @@
+"""Rebuild the empty modules of a structure inside a plain model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import nn
+
+from fewfold.assembled import Assembled
+from fewfold.checkpoint.structure import Structure, TargetRecord, TieRecord
+from fewfold.errors import CheckpointError, FewfoldError
+from fewfold.methods.registry import method_named
+from fewfold.stored import StoredDtype, StoredEmbedding, StoredLinear
+from fewfold.surgery.layouts import Part, fused_parts
+from fewfold.surgery.replace import Replaced, replace_modules
+from fewfold.surgery.targets import Target, describe_names, find_targets
+from fewfold.surgery.ties import Tie
+
+
+def resolve(model: nn.Module, name: str) -> str | None:
+    """The name that a recorded module has in this model: a head may be missing here, or stand around the body.
+
+    :return: None where the recorded module lies outside of a model that was loaded without its head.
+    """
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    candidates = [name]
+    if prefix != ".":
+        candidates += [name.removeprefix(prefix), prefix + name]
+    for candidate in candidates:
+        try:
+            model.get_submodule(candidate)
+        except AttributeError:
+            continue
+        return candidate
+    return None
+
+
+def _renamed(record: TargetRecord, module: str) -> TargetRecord:
+    name = module if record.part is None else f"{module}:{record.part}"
+    return record.model_copy(update={"name": name, "module": module})
+
+
+def resolve_structure(model: nn.Module, structure: Structure) -> Structure:
+    """The structure in this model's own names, without the records of heads that it does not have."""
+    existing: dict[str, Target] | None = None
+    targets, ties = [], []
+    for record in structure.targets:
+        module = resolve(model, record.module)
+        if module is None:
+            existing = existing or {target.module: target for target in find_targets(model)}
+            if _may_be_missing(model, record.module):
+                continue
+            raise CheckpointError(
+                f"the structure replaces {record.module}, which {type(model).__name__} does not have; "
+                + describe_names(existing.values())
+            )
+        targets.append(_renamed(record, module))
+    for tie in structure.ties:
+        module, table = resolve(model, tie.module), resolve(model, tie.table)
+        if table is None:
+            raise CheckpointError(f"the structure ties {tie.module} to {tie.table}, which the model does not have")
+        if module is not None:
+            ties.append(tie.model_copy(update={"module": module, "table": table}))
+    return structure.model_copy(update={"targets": targets, "ties": ties})
+
+
+def _may_be_missing(model: nn.Module, module: str) -> bool:
+    """Whether a recorded module may be absent because only the body of the model was asked for."""
+    base = getattr(model, "base_model", model)
+    prefix = getattr(model, "base_model_prefix", "")
+    outside = bool(prefix) and not module.startswith(f"{prefix}.")
+    return base is model and outside and module.split(".")[0] not in dict(model.named_children())
+
+
+def _target(model: nn.Module, record: TargetRecord, ties: list[Tie]) -> Target:
+    part: Part | None = None
+    if record.part is not None:
+        rows = _whole_rows(model, record)
+        parts = {part.name: part for part in fused_parts(record.module, rows, model) or ()}
+        if record.part not in parts:
+            raise CheckpointError(f"{record.name}: {record.module} has no part {record.part!r} in this model")
+        part = parts[record.part]
+    return Target(
+        record.name, record.module, record.kind, record.rows, record.columns, record.bias, record.transposed,
+        part, record.scale, record.padding_idx, tuple(ties),
+    )  # fmt: skip
+
+
+def _whole_rows(model: nn.Module, record: TargetRecord) -> int:
+    weight = model.get_submodule(record.module).weight
+    return weight.shape[1] if record.transposed else weight.shape[0]
+
+
+def _check_shape(model: nn.Module, target: Target) -> None:
+    """Compare a record with the dense module that stands in the model's skeleton."""
+    module = model.get_submodule(target.module)
+    weight = getattr(module, "weight", None)
+    if weight is None or weight.dim() != 2:
+        raise CheckpointError(f"the structure replaces {target.module}, a {type(module).__name__} without a matrix")
+    shape = tuple(weight.t().shape if target.transposed else weight.shape)
+    expected = (shape[0] if target.part else target.rows, target.columns)
+    wrong_part = target.part is not None and target.part.stop - target.part.start != target.rows
+    if shape != expected or wrong_part:
+        raise CheckpointError(
+            f"the structure says that {target.name} is {target.rows}×{target.columns}, but the model's is "
+            f"{shape[0]}×{shape[1]}: config.json was altered, or belongs to another model"
+        )
+
+
+def build_modules(model: nn.Module, structure: Structure) -> list[tuple[Target, Assembled]]:
+    """The empty assembled modules of a structure (already in this model's names), not yet put in place."""
+    ties: dict[str, list[Tie]] = defaultdict(list)
+    for tie in structure.ties:
+        ties[tie.table].append(Tie(tie.module, tie.role, tie.scale))
+    built = []
+    for record in structure.targets:
+        target = _target(model, record, ties[record.module])
+        _check_shape(model, target)
+        like = model.get_submodule(record.module).weight
+        stored = StoredDtype(record.stored_dtype, record.group_size)
+        method = method_named(record.method)
+        try:
+            with torch.device(like.device):
+                module = method.build(target, record.settings, stored)
+        except (FewfoldError, TypeError, KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{record.name}: {record.method} cannot use {record.settings}: {error}") from error
+        built.append((target, module.to(like.dtype)))
+    return built
+
+
+def apply_structure(model: nn.Module, structure: Structure) -> Structure:
+    """Replace the modules that a structure names by empty assembled ones, in place.
+
+    Applying a structure to a model that already carries it changes nothing.
+
+    :return: the structure in this model's names.
+    :raises CheckpointError: if the structure does not fit the model; the model is then as it was.
+    """
+    structure = resolve_structure(model, structure)
+    if structure.targets and all(
+        isinstance(model.get_submodule(record.module), Replaced) for record in structure.targets
+    ):
+        return structure
+    built = build_modules(model, structure)
+    for _, module in built:
+        for leaf in module.modules():
+            if isinstance(leaf, StoredLinear | StoredEmbedding):
+                leaf.pack_()
+    replace_modules(model, built)
+    return structure
+
+
+def record_of(target: Target, method: str, settings: dict, stored: StoredDtype) -> TargetRecord:
+    """What the structure says of one replaced target."""
+    return TargetRecord(
+        name=target.name, module=target.module, part=target.part.name if target.part else None, kind=target.kind,
+        rows=target.rows, columns=target.columns, bias=target.bias, transposed=target.transposed,
+        scale=target.scale, padding_idx=target.padding_idx, method=method, settings=dict(settings),
+        stored_dtype=stored.name, group_size=stored.group,
+    )  # fmt: skip
+
+
+def ties_of(targets: list[Target]) -> list[TieRecord]:
+    """What the structure says of the modules that point at replaced tables."""
+    return [
+        TieRecord(module=tie.module, table=target.module, role=tie.role, scale=tie.scale)
+        for target in targets
+        for tie in target.ties
+    ]

@@ -1,0 +1,102 @@
+"""The structure: which target was replaced by what, enough to rebuild the empty modules without any algorithm."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from fewfold.errors import CheckpointError
+from fewfold.stored.dtypes import StoredDtypeName
+
+STRUCTURE_VERSION = 1
+
+
+class TargetRecord(BaseModel):
+    """One replaced weight.
+
+    ``name``, ``module``, ``part``, ``kind``, ``rows``, ``columns``, ``bias``, ``transposed``, ``scale`` and
+    ``padding_idx`` are those of :class:`fewfold.surgery.targets.Target`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    module: str
+    part: str | None = None
+    kind: Literal["linear", "embedding"]
+    rows: int = Field(gt=0)
+    columns: int = Field(gt=0)
+    bias: bool = False
+    transposed: bool = False
+    scale: float = 1.0
+    padding_idx: int | None = None
+    method: str
+    settings: dict[str, Any]
+    stored_dtype: StoredDtypeName = "fp32"
+    group_size: int = 32
+
+
+class TieRecord(BaseModel):
+    """A module that points at a replaced table."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    module: str
+    table: str
+    role: Literal["head", "alias"]
+    scale: float = 1.0
+
+
+class Structure(BaseModel):
+    """Everything that was replaced in one model, versioned."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = STRUCTURE_VERSION
+    targets: list[TargetRecord] = Field(default_factory=list)
+    ties: list[TieRecord] = Field(default_factory=list)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    def record(self, name: str) -> TargetRecord | None:
+        """The record of this target, if it was replaced."""
+        return next((record for record in self.targets if record.name == name), None)
+
+
+def parse_structure(data: Any) -> Structure:
+    """A structure from the ``quantization_config`` of a config.json.
+
+    :raises CheckpointError: naming the version or the entry that cannot be used.
+    """
+    if not isinstance(data, dict):
+        raise CheckpointError(f"the fewfold structure in config.json is a {type(data).__name__}, not an object")
+    version = data.get("version")
+    if version != STRUCTURE_VERSION:
+        raise CheckpointError(
+            f"this checkpoint's structure has version {version!r}; this fewfold reads version {STRUCTURE_VERSION}. "
+            "Install a fewfold that wrote it (see its model card), or update fewfold"
+        )
+    try:
+        return Structure.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(piece) for piece in first["loc"])
+        raise CheckpointError(
+            f"the fewfold structure in config.json is damaged at {place}: {first['msg']} (got {first.get('input')!r})"
+        ) from None
+
+
+def structure_of(model: nn.Module) -> Structure | None:
+    """The structure that a compressed model carries, or None for a dense one."""
+    from fewfold.checkpoint.config import FewfoldConfig
+
+    config = getattr(model, "config", None)
+    carried = getattr(config, "quantization_config", None) if config is not None else None
+    if carried is None:
+        carried = model.__dict__.get("fewfold_structure")
+    if isinstance(carried, FewfoldConfig):
+        return carried.structure
+    if isinstance(carried, dict) and carried.get("quant_method") == "fewfold":
+        return parse_structure({key: value for key, value in carried.items() if key != "quant_method"})
+    return None

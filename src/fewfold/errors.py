@@ -1,0 +1,25 @@
+"""The errors that fewfold raises. Each message names what was wrong, where, and what to do."""
+
+
+class FewfoldError(ValueError):
+    """Base of every error that fewfold raises on purpose."""
+
+
+class RecipeError(FewfoldError):
+    """A recipe, a method config or a preset's name cannot be understood."""
+
+
+class TargetError(FewfoldError):
+    """A pattern matches nothing, or a weight cannot be replaced."""
+
+
+class CalibrationError(FewfoldError):
+    """Calibration data is missing, empty or unusable."""
+
+
+class BudgetError(FewfoldError):
+    """A budget cannot be parsed, applied or reached."""
+
+
+class CheckpointError(FewfoldError):
+    """A checkpoint is incomplete, altered, or written by an unknown version."""

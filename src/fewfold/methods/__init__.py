@@ -1,0 +1,1 @@
+"""The methods: one folder each, with config.py, fit.py and modules.py."""

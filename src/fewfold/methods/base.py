@@ -1,0 +1,159 @@
+"""What a method is: a config, the sizes it can choose between, a fit, and the modules that run it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor
+
+from fewfold.budget.budget import Budget
+from fewfold.errors import RecipeError
+from fewfold.stored import StoredDtype
+from fewfold.stored.dtypes import StoredDtypeName
+from fewfold.surgery.targets import Target
+
+if TYPE_CHECKING:
+    from fewfold.assembled import Assembled
+    from fewfold.calibration.statistics import Statistics
+
+
+class MethodConfig(BaseModel):
+    """What every method's config has: which weights it replaces and how its tensors are kept."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    targets: str | list[str] = Field(
+        "linears",
+        description="'linears', 'embeddings', 'all', or names, globs ('encoder.layer.*.query') or regular "
+        "expressions ('re:layer\\.[0-3]\\.'), one or several",
+    )
+    exclude: list[str] = Field(default_factory=list, description="patterns to leave as they are")
+    layers: str | None = Field(None, description="layer numbers, 0-based, such as '0-3,5' (None: all)")
+    fused: Literal["whole", "split"] = Field(
+        "whole", description="a fused projection (GPT-2 c_attn) as one matrix, or its q, k and v apart"
+    )
+    stored_dtype: StoredDtypeName = Field("fp32", description="how the stored tensors are kept on disk")
+    group_size: int = Field(32, ge=2, description="numbers that share a scale in int4, int3 and int2")
+    budget: Budget | None = Field(None, description="this config's own budget")
+    overrides: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="other values of these fields for targets that match a pattern"
+    )
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_parse(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_layers(value)
+        return value
+
+    @property
+    def stored(self) -> StoredDtype:
+        """The kept form of this method's tensors."""
+        return StoredDtype(self.stored_dtype, self.group_size)
+
+
+def parse_layers(text: str) -> set[int]:
+    """'0-3,5' as {0, 1, 2, 3, 5}.
+
+    :raises RecipeError: for anything else.
+    """
+    layers: set[int] = set()
+    for piece in text.split(","):
+        first, dash, last = piece.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise RecipeError(f"layers={text!r} cannot be read at {piece!r}; write numbers and ranges as '0-3,5'")
+        layers.update(range(int(first), int(last if dash else first) + 1))
+    return layers
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one size of a unit costs; biases are left out everywhere.
+
+    :param parameters: stored numbers.
+    :param bytes: bytes of the stored tensors as kept on disk.
+    :param macs: multiply-accumulates a token, in the cheaper of the two forms.
+    """
+
+    parameters: int
+    bytes: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Targets that a method replaces together, with their config (overrides applied)."""
+
+    method: str
+    config: MethodConfig
+    targets: tuple[Target, ...]
+
+    @property
+    def name(self) -> str:
+        """The first target's name."""
+        return self.targets[0].name
+
+    @property
+    def dense_parameters(self) -> int:
+        """Numbers of the dense weights, biases left out."""
+        return sum(target.numel for target in self.targets)
+
+
+class Method(ABC):
+    """One way to assemble weights from stored tensors. Instances are listed in methods/registry.py."""
+
+    name: ClassVar[str]
+    config: ClassVar[type[MethodConfig]]
+
+    def units(self, config: MethodConfig, targets: Sequence[Target]) -> list[Unit]:
+        """Group targets that are compressed together; by default every target stands alone."""
+        return [Unit(self.name, config, (target,)) for target in targets]
+
+    @abstractmethod
+    def check(self, unit: Unit) -> None:
+        """Refuse values that cannot work for these targets.
+
+        :raises RecipeError: naming the target, the value and what is allowed.
+        """
+
+    def calibrates(self, unit: Unit) -> Literal["nothing", "inputs", "inputs and gradients"]:
+        """What this unit's fit wants to know of real inputs."""
+        return "nothing"
+
+    @abstractmethod
+    def fixed(self, unit: Unit) -> Mapping[str, Any] | None:
+        """The settings that the config fixes by itself, or None where a budget has to choose."""
+
+    @abstractmethod
+    def sizes(self, unit: Unit) -> list[Mapping[str, Any]]:
+        """Every choice of settings in rising cost, each cheaper than the dense weights."""
+
+    @abstractmethod
+    def cost(self, unit: Unit, settings: Mapping[str, Any], element_size: int = 4) -> Cost:
+        """What ``settings`` cost.
+
+        :param element_size: bytes of one number of the model's own dtype.
+        """
+
+    @abstractmethod
+    def errors(
+        self, unit: Unit, sizes: Sequence[Mapping[str, Any]], weights: Mapping[str, Tensor], statistics: Statistics
+    ) -> list[float]:
+        """Expected error of the fit at each of ``sizes``, comparable across units (see Statistics).
+
+        :param weights: dense weights by target name, ``(out, in)`` or ``(vocab, dim)``, fp32.
+        """
+
+    @abstractmethod
+    def fit(
+        self, unit: Unit, settings: Mapping[str, Any], weights: Mapping[str, Tensor], statistics: Statistics
+    ) -> dict[str, dict[str, Tensor]]:
+        """The stored tensors of ``unit`` at ``settings``: by target name, then by their name in its module."""
+
+    @abstractmethod
+    def build(self, target: Target, settings: Mapping[str, Any], stored: StoredDtype) -> Assembled:
+        """The empty module that stands for ``target``, fresh weights in it, on the current default device."""

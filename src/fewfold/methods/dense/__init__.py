@@ -1,0 +1,1 @@
+"""Dense: the weight itself, kept in a smaller dtype."""

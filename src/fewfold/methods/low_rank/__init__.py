@@ -1,0 +1,1 @@
+"""Low rank: one matrix as the product of two narrow ones."""

@@ -1,0 +1,146 @@
+"""Fitting low-rank factors, and what every rank costs and loses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fewfold.assembled import Assembled
+from fewfold.calibration.statistics import Statistics
+from fewfold.errors import CalibrationError, RecipeError
+from fewfold.linalg.low_rank import LowRankSpectrum, calibrated_spectrum, corrected_bias, row_weighted_spectrum
+from fewfold.methods.base import Cost, Method, Unit
+from fewfold.methods.low_rank.config import LowRank
+from fewfold.methods.low_rank.modules import LowRankEmbedding, LowRankLinear
+from fewfold.stored import StoredDtype
+from fewfold.surgery.targets import Target
+
+
+class LowRankMethod(Method):
+    """``W ≈ up · down``."""
+
+    name = "low_rank"
+    config = LowRank
+
+    def check(self, unit: Unit) -> None:
+        """The rank must fit the matrix."""
+        (target,) = unit.targets
+        config = _config(unit)
+        full = min(target.rows, target.columns)
+        if config.rank is not None and config.rank > full:
+            raise RecipeError(
+                f"LowRank(rank={config.rank}): {target.name} is {target.rows}×{target.columns}; "
+                f"the rank must be 1…{full}"
+            )
+
+    def calibrates(self, unit: Unit) -> Literal["nothing", "inputs", "inputs and gradients"]:
+        """As the config's weighting says."""
+        weighting = _config(unit).weighting
+        if weighting == "none":
+            return "nothing"
+        return "inputs" if weighting == "inputs" else "inputs and gradients"
+
+    def fixed(self, unit: Unit) -> Mapping[str, Any] | None:
+        """The config's rank, if it has one."""
+        rank = _config(unit).rank
+        return None if rank is None else {"rank": rank}
+
+    def sizes(self, unit: Unit) -> list[Mapping[str, Any]]:
+        """Every rank below break-even, in steps of ``multiple_of``."""
+        (target,) = unit.targets
+        step = _config(unit).multiple_of
+        last = min((target.numel - 1) // (target.rows + target.columns), target.rows, target.columns)
+        ranks = list(range(step, last + 1, step)) or [max(1, last)]
+        return [{"rank": rank} for rank in ranks]
+
+    def cost(self, unit: Unit, settings: Mapping[str, Any], element_size: int = 4) -> Cost:
+        """``rank · (rows + columns)`` numbers; a token multiplies them once (a table's: ``rank · dim``)."""
+        (target,) = unit.targets
+        rank, stored = settings["rank"], unit.config.stored
+        if target.kind == "embedding":
+            size = stored.matrix_bytes(target.rows, rank, element_size)
+            size += stored.matrix_bytes(target.columns, rank, element_size)
+            return Cost(rank * (target.rows + target.columns), size, rank * target.columns)
+        size = stored.matrix_bytes(rank, target.columns, element_size)
+        size += stored.matrix_bytes(target.rows, rank, element_size)
+        numbers = rank * (target.rows + target.columns)
+        return Cost(numbers, size, min(numbers, target.numel))
+
+    def errors(
+        self, unit: Unit, sizes: Sequence[Mapping[str, Any]], weights: Mapping[str, Tensor], statistics: Statistics
+    ) -> list[float]:
+        """The discarded part of the spectrum at every rank."""
+        (target,) = unit.targets
+        spectrum, scale = _spectrum(unit, target, weights[target.name], statistics)
+        errors = spectrum.errors()
+        return [float(errors[size["rank"]]) * scale for size in sizes]
+
+    def fit(
+        self, unit: Unit, settings: Mapping[str, Any], weights: Mapping[str, Tensor], statistics: Statistics
+    ) -> dict[str, dict[str, Tensor]]:
+        """Factors of one rank; the bias takes up the mean error where the inputs are known."""
+        (target,) = unit.targets
+        weight = weights[target.name]
+        spectrum, _ = _spectrum(unit, target, weight, statistics)
+        factors = spectrum.truncate(settings["rank"])
+        if target.kind == "embedding":
+            return {target.name: {"latents.weight": factors.up, "up.weight": factors.down.t()}}
+        tensors = {"down.weight": factors.down, "up.weight": factors.up}
+        moments = statistics.input_moments(target)
+        if target.bias and moments is not None and _config(unit).weighting != "none":
+            tensors["bias_shift"] = corrected_bias(weight, factors.dense(), moments.mean)
+        return {target.name: tensors}
+
+    def build(self, target: Target, settings: Mapping[str, Any], stored: StoredDtype) -> Assembled:
+        """Empty factors of the recorded rank."""
+        rank = settings["rank"]
+        if set(settings) != {"rank"} or not isinstance(rank, int) or not 1 <= rank <= min(target.rows, target.columns):
+            raise ValueError(f"a {target.rows}×{target.columns} weight takes a rank of 1…{min(target.rows, target.columns)}")
+        if target.kind == "embedding":
+            return LowRankEmbedding(target.rows, target.columns, rank, target.padding_idx, target.scale, stored)
+        return LowRankLinear(target.columns, target.rows, rank, target.bias, stored)
+
+
+def _config(unit: Unit) -> LowRank:
+    assert isinstance(unit.config, LowRank)
+    return unit.config
+
+
+def _spectrum(unit: Unit, target: Target, weight: Tensor, statistics: Statistics) -> tuple[LowRankSpectrum, float]:
+    """The full decomposition under the config's weighting, and what makes its errors comparable.
+
+    With gradients the errors are already in units of the model's output; without, they are divided by the energy
+    of the target's own output.
+    """
+    weighting = _config(unit).weighting
+    if target.kind == "embedding":
+        return _table_spectrum(unit, target, weight, statistics)
+    moments = None if weighting == "none" else statistics.input_moments(target)
+    if weighting in ("inputs", "inputs_and_outputs") and moments is None:
+        raise CalibrationError(f"{target.name} saw no calibration input; pass calibration texts that reach it")
+    metric = statistics.output_metric(target) if weighting in ("auto", "inputs_and_outputs") else None
+    if weighting == "inputs_and_outputs" and metric is None:
+        raise CalibrationError(f"{target.name} has no output gradients: the model's output does not depend on it")
+    moment = None if moments is None else moments.covariance if target.bias else moments.second
+    spectrum = calibrated_spectrum(weight, moment, metric)
+    if metric is not None:
+        return spectrum, 1.0
+    return spectrum, 1.0 / max(float(spectrum.gains.sum()), torch.finfo(torch.float64).tiny)
+
+
+def _table_spectrum(
+    unit: Unit, target: Target, weight: Tensor, statistics: Statistics
+) -> tuple[LowRankSpectrum, float]:
+    config = _config(unit)
+    counts = None if config.weighting == "none" else statistics.counts(target)
+    if counts is None:
+        if config.weighting in ("inputs", "inputs_and_outputs"):
+            raise CalibrationError(f"{target.name} was never looked up during calibration; pass texts")
+        row_weights = torch.ones(target.rows, dtype=torch.float64)
+    else:
+        row_weights = (counts.double() + 1.0).pow(config.count_power)
+    spectrum = row_weighted_spectrum(weight, row_weights)
+    return spectrum, 1.0 / max(float(spectrum.gains.sum()), torch.finfo(torch.float64).tiny)

@@ -1,0 +1,108 @@
+"""The modules of the low-rank method: factors are real ``nn.Linear`` and ``nn.Embedding`` children."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fewfold.assembled import AssembledEmbedding, AssembledLinear
+from fewfold.methods.factors import matrix_of, resized
+from fewfold.stored import StoredDtype, make_embedding, make_linear
+
+
+class LowRankLinear(AssembledLinear):
+    """``y = up(down(x))`` with ``down: in → rank`` and ``up: rank → out``; the bias lives on ``up``."""
+
+    def __init__(
+        self, in_features: int, out_features: int, rank: int, bias: bool, stored: StoredDtype | None = None
+    ) -> None:
+        super().__init__(in_features, out_features)
+        stored = stored or StoredDtype()
+        self.rank = rank
+        self.down = make_linear(in_features, rank, False, stored)
+        self.up = make_linear(rank, out_features, bias, stored)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fresh factors whose product has the variance of a fresh ``nn.Linear``: 1 / (3 · in)."""
+        if matrix_of(self.down).is_meta:
+            return
+        variance = 1.0 / (3 * self.in_features)
+        with torch.no_grad():
+            matrix_of(self.down).normal_(std=math.sqrt(1.0 / self.in_features))
+            matrix_of(self.up).normal_(std=math.sqrt(variance * self.in_features / self.rank))
+            if self.bias is not None:
+                self.bias.zero_()
+
+    @property
+    def bias(self) -> nn.Parameter | None:  # type: ignore[override]
+        """The bias, kept by ``up``."""
+        return getattr(self.up, "base_layer", self.up).bias
+
+    def chain_macs(self) -> int:
+        """``rank · (in + out)``."""
+        return self.rank * (self.in_features + self.out_features)
+
+    def chained(self, hidden_states: Tensor) -> Tensor:
+        """``up(down(x))``."""
+        return self.up(self.down(hidden_states))
+
+    def assembled_weight(self) -> Tensor:
+        """``up.weight @ down.weight``, ``(out, in)``."""
+        return matrix_of(self.up) @ matrix_of(self.down)
+
+
+class LowRankEmbedding(AssembledEmbedding):
+    """``rows = up(latents(ids))`` with ``latents: (vocab, rank)`` and ``up: rank → dim``."""
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        rank: int,
+        padding_idx: int | None = None,
+        scale: float = 1.0,
+        stored: StoredDtype | None = None,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, padding_idx, scale)
+        stored = stored or StoredDtype()
+        self.rank = rank
+        self.latents = make_embedding(num_embeddings, rank, padding_idx, stored)
+        self.up = make_linear(rank, embedding_dim, False, stored)
+        self.reset_parameters()
+
+    def reset_parameters(self, std: float = 0.02) -> None:
+        """Fresh factors whose product has standard deviation ``std``."""
+        if matrix_of(self.latents).is_meta:
+            return
+        with torch.no_grad():
+            matrix_of(self.latents).normal_(std=std)
+            matrix_of(self.up).normal_(std=1.0 / math.sqrt(self.rank))
+
+    def chain_macs(self) -> int:
+        """``rank · dim`` a looked-up row."""
+        return self.rank * self.embedding_dim
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Gather latents, then one product."""
+        return self.up(self.latents(ids))
+
+    def attend(self, hidden_states: Tensor) -> Tensor:
+        """``(h · up) · latentsᵀ``: the table is never assembled where the chain is cheaper."""
+        chain = self.rank * (self.embedding_dim + self.num_embeddings)
+        if self.form == "rebuilt" or (self.form == "auto" and chain >= self.embedding_dim * self.num_embeddings):
+            return F.linear(hidden_states, self.rebuilt_weight())
+        return F.linear(F.linear(hidden_states, matrix_of(self.up).t()), matrix_of(self.latents))
+
+    def assembled_weight(self) -> Tensor:
+        """``latents @ up.weightᵀ``, ``(vocab, dim)``."""
+        return matrix_of(self.latents) @ matrix_of(self.up).t()
+
+    @torch.no_grad()
+    def resize(self, rows: int) -> None:
+        """New rows get the mean latent; kept rows stay equal."""
+        self.latents, self.padding_idx = resized(self.latents, rows, self.padding_idx)
+        self.num_embeddings = rows

@@ -1,0 +1,28 @@
+"""The known methods, by name."""
+
+from __future__ import annotations
+
+from fewfold.errors import RecipeError
+from fewfold.methods.base import Method, MethodConfig
+from fewfold.methods.dense.fit import DenseMethod
+from fewfold.methods.low_rank.fit import LowRankMethod
+
+METHODS: dict[str, Method] = {method.name: method for method in (LowRankMethod(), DenseMethod())}
+
+
+def method_named(name: str) -> Method:
+    """The method of this name.
+
+    :raises RecipeError: naming the known methods.
+    """
+    if name not in METHODS:
+        raise RecipeError(f"method={name!r} is unknown; known are {', '.join(sorted(METHODS))}")
+    return METHODS[name]
+
+
+def method_of(config: MethodConfig) -> Method:
+    """The method that a config configures."""
+    for method in METHODS.values():
+        if type(config) is method.config:
+            return method
+    raise RecipeError(f"{type(config).__name__} belongs to no known method")

@@ -1,0 +1,165 @@
+"""Recipes: an ordered list of method configs, from Python, YAML, or a preset's name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fewfold.budget.budget import Budget
+from fewfold.errors import BudgetError, RecipeError
+from fewfold.methods.base import MethodConfig
+from fewfold.methods.dense.config import Dense
+from fewfold.methods.low_rank.config import LowRank
+
+AnyConfig = Annotated[LowRank | Dense, Field(discriminator="method")]
+
+
+class Recipe(BaseModel):
+    """What is done to a model, in order: the first config that names a target takes it.
+
+    :param methods: one config a step.
+    :param budget: budgets that span the configs (each config may also carry its own).
+    :param name: what to call it.
+    :param source: the paper and table row that a preset reproduces.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    methods: list[AnyConfig] = Field(min_length=1)
+    budget: list[Budget] = Field(default_factory=list)
+    name: str = "custom"
+    source: str = ""
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        items = value if isinstance(value, list | tuple) else [value]
+        return [Budget.parse(item) for item in items if item is not None]
+
+    @classmethod
+    def of(cls, source: Any) -> Recipe:
+        """A recipe from a config, a list of configs, a Recipe, a YAML path or a preset's name.
+
+        :raises RecipeError: naming what was not understood and what is known.
+        """
+        if isinstance(source, Recipe):
+            return source
+        if isinstance(source, MethodConfig):
+            return cls(methods=[source])  # type: ignore[list-item]
+        if isinstance(source, str | os.PathLike):
+            path = Path(source)
+            if path.suffix in (".yaml", ".yml"):
+                return cls.from_yaml(path)
+            return cls.preset(str(source))
+        if isinstance(source, dict):
+            return cls._validated(source, "the recipe")
+        if isinstance(source, Iterable):
+            steps = list(source)
+            wrong = next((step for step in steps if not isinstance(step, MethodConfig)), None)
+            if wrong is not None or not steps:
+                raise RecipeError(f"a recipe is a list of method configs such as LowRank(); got {wrong!r}")
+            return cls(methods=steps)
+        raise RecipeError(
+            f"{type(source).__name__} is no recipe; pass a method config, a list of them, a Recipe, a YAML path or "
+            f"one of the presets {', '.join(PRESETS)}"
+        )
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str]) -> Recipe:
+        """Read a recipe file.
+
+        :raises RecipeError: if the file is missing, no YAML, or holds a wrong key or value.
+        """
+        path = Path(path)
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise RecipeError(f"recipe {path} is no YAML: {error}") from None
+        if isinstance(data, list):
+            data = {"methods": data}
+        if not isinstance(data, dict):
+            raise RecipeError(f"recipe {path} is empty; write a list under 'methods:'")
+        return cls._validated(data, f"recipe {path}")
+
+    @classmethod
+    def _validated(cls, data: dict[str, Any], where: str) -> Recipe:
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            lines = []
+            for problem in error.errors():
+                place = ".".join(str(piece) for piece in problem["loc"])
+                lines.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}")
+            raise RecipeError(f"{where} is wrong at " + "; ".join(lines)) from None
+
+    def to_yaml(self, path: str | os.PathLike[str]) -> None:
+        """Write a recipe file that :meth:`from_yaml` reads back equal."""
+        data = self.model_dump(mode="json", exclude_defaults=True)
+        data["methods"] = [
+            {"method": config.method, **config.model_dump(mode="json", exclude_defaults=True)} for config in self.methods
+        ]
+        Path(path).write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+
+    @classmethod
+    def preset(cls, name: str) -> Recipe:
+        """A recipe by name.
+
+        :raises RecipeError: listing the presets.
+        """
+        if name not in PRESETS:
+            raise RecipeError(f"preset {name!r} is unknown; presets are {', '.join(PRESETS)} (or give a .yaml file)")
+        return PRESETS[name]()
+
+
+def _preset(name: str, source: str, *methods: MethodConfig) -> Callable[[], Recipe]:
+    return lambda: Recipe(methods=[m.model_copy(deep=True) for m in methods], name=name, source=source)  # type: ignore[misc]
+
+
+PRESETS: dict[str, Callable[[], Recipe]] = {
+    name: _preset(name, source, *methods)
+    for name, source, methods in (
+        ("low-rank", "ours: calibrated low rank on the linears", [LowRank()]),
+        (
+            "low-rank-int8",
+            "ours: calibrated low rank on the linears, factors kept in int8",
+            [LowRank(stored_dtype="int8")],
+        ),
+        (
+            "low-rank-embeddings",
+            "ours: count-weighted low rank on the token table",
+            [LowRank(targets="embeddings")],
+        ),
+        (
+            "low-rank-all",
+            "ours: calibrated low rank on linears and token table",
+            [LowRank(targets="linears"), LowRank(targets="embeddings")],
+        ),
+        ("svd", "truncated SVD of every linear (Eckart and Young 1936)", [LowRank(weighting="none")]),
+        ("int8", "round to nearest, int8 a row", [Dense(targets="all", stored_dtype="int8")]),
+        ("int4", "round to nearest, int4 in groups of 32", [Dense(targets="all", stored_dtype="int4")]),
+    )
+}
+
+
+def as_budgets(budget: Any) -> list[Budget]:
+    """Budgets from None, one Budget, a dict, a string or a list of these.
+
+    :raises BudgetError: if one cannot be understood.
+    """
+    if budget is None:
+        return []
+    items = budget if isinstance(budget, list | tuple) else [budget]
+    try:
+        return [Budget.parse(item) for item in items]
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise BudgetError(message) from None
+
+

@@ -1,0 +1,6 @@
+"""Stored tensors: in which dtype a stored tensor is kept, and the leaf modules that keep it."""
+
+from fewfold.stored.dtypes import StoredDtype
+from fewfold.stored.modules import StoredEmbedding, StoredLinear, make_embedding, make_linear, pack, unpack
+
+__all__ = ["StoredDtype", "StoredEmbedding", "StoredLinear", "make_embedding", "make_linear", "pack", "unpack"]

@@ -1,0 +1,125 @@
+"""What a compressed model is made of, target by target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from fewfold.assembled import Assembled
+from fewfold.checkpoint.structure import TargetRecord, structure_of
+from fewfold.measure.parameters import stored_bytes, unique_parameters
+from fewfold.surgery.layouts import FusedLinear
+
+COLUMNS = ("target", "method", "rank", "layout", "form", "stored", "parameters", "dense", "bytes", "macs")
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One replaced weight; biases are left out of all counts.
+
+    :param rank: the method's settings in short.
+    :param form: how it runs now: chained or rebuilt.
+    :param parameters: stored numbers.
+    :param dense: numbers of the dense weight.
+    :param bytes: bytes of the stored tensors on disk.
+    :param macs: multiply-accumulates a token as it runs now.
+    """
+
+    target: str
+    method: str
+    rank: str
+    layout: str
+    form: str
+    stored: str
+    parameters: int
+    dense: int
+    bytes: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All rows and the whole model's totals. ``print`` gives a table.
+
+    :param parameters: unique parameters of the whole model.
+    :param bytes: bytes of its tensors on disk.
+    :param dense_parameters: unique parameters before compression.
+    :param budgets: what was asked and reached.
+    """
+
+    rows: list[SummaryRow]
+    parameters: int
+    bytes: int
+    dense_parameters: int
+    budgets: list[dict[str, Any]]
+
+    def __iter__(self) -> Iterator[SummaryRow]:
+        return iter(self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return f"not compressed: {self.parameters:,} unique parameters, {self.bytes / 1e6:,.2f} MB"
+        cells = [list(COLUMNS)] + [
+            [row.target, row.method, row.rank, row.layout, row.form, row.stored]
+            + [f"{value:,}" for value in (row.parameters, row.dense, row.bytes, row.macs)]
+            for row in self.rows
+        ]
+        widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if column < 6 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in cells
+        ]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines.append(
+            f"whole model: {self.parameters:,} unique parameters (dense {self.dense_parameters:,}, "
+            f"{self.dense_parameters / max(self.parameters, 1):.2f}× fewer), {self.bytes / 1e6:,.2f} MB"
+        )
+        lines += [f"budget {b['asked']}: limit {b['limit']:,.6g}, reached {b['reached']:,.6g}" for b in self.budgets]
+        return "\n".join(lines)
+
+
+def summary(model: nn.Module) -> Summary:
+    """Describe a model: one row a replaced weight, and totals."""
+    structure = structure_of(model)
+    records = structure.targets if structure is not None else []
+    rows = [_row(model, record) for record in records]
+    parameters = unique_parameters(model)
+    dense = parameters - sum(row.parameters for row in rows) + sum(row.dense for row in rows)
+    steps = structure.provenance.get("steps", []) if structure is not None else []
+    budgets = [budget for step in steps for budget in step["budgets"]]
+    return Summary(rows, parameters, stored_bytes(model), dense, budgets)
+
+
+def _row(model: nn.Module, record: TargetRecord) -> SummaryRow:
+    module = model.get_submodule(record.module)
+    if isinstance(module, FusedLinear) and record.part is not None:
+        module = module.parts[record.part]
+    assert isinstance(module, Assembled)
+    bias = getattr(module, "bias", None)
+    biases = bias.numel() if bias is not None else 0
+    bias_bytes = biases * bias.element_size() if bias is not None else 0
+    layout = "table" if record.kind == "embedding" else "in×out" if record.transposed else "out×in"
+    form = module.running_form
+    numbers = unique_parameters(module) if not _packed(module) else record.rows * record.columns
+    return SummaryRow(
+        target=record.name, method=record.method,
+        rank=", ".join(str(value) if name == "rank" else f"{name}={value}" for name, value in record.settings.items()) or "–",
+        layout=layout + (f"[{record.part}]" if record.part else ""), form=form, stored=record.stored_dtype,
+        parameters=numbers - biases, dense=record.rows * record.columns,
+        bytes=stored_bytes(module) - bias_bytes,
+        macs=module.chain_macs() if form == "chained" else module.dense_macs(),
+    )  # fmt: skip
+
+
+def _packed(module: nn.Module) -> bool:
+    return any(getattr(child, "is_packed", False) for child in module.modules())

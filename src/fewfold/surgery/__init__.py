@@ -1,0 +1,1 @@
+"""Find, read and replace the weights of a model."""

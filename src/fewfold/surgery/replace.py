@@ -1,0 +1,174 @@
+"""Put assembled modules where dense ones stood, and dense ones back."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from fewfold.assembled import Assembled, AssembledEmbedding
+from fewfold.errors import TargetError
+from fewfold.surgery.layouts import FusedLinear, fused_parts
+from fewfold.surgery.targets import Target, read_bias, read_weight
+from fewfold.surgery.ties import EmbeddingAlias, TiedHead, drop_tie_declarations, restore_tie_declarations
+
+Replaced = (Assembled, FusedLinear, TiedHead, EmbeddingAlias)
+
+
+def hollow(module: nn.Module) -> nn.Module:
+    """A copy of a leaf module whose tensors are on the meta device: its class and settings without its memory."""
+    shell = copy.copy(module)
+    shell.__dict__ = dict(module.__dict__)
+    shell._parameters = {
+        name: None if value is None else nn.Parameter(torch.empty_like(value, device="meta"), value.requires_grad)
+        for name, value in module._parameters.items()
+    }
+    shell._buffers = dict(module._buffers)
+    shell._modules = {}
+    return shell
+
+
+def _parents(model: nn.Module, module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Every place that holds ``module``: a module may have several parents."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is module:
+                yield parent, name
+
+
+def _swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    places = list(_parents(model, old))
+    if not places:
+        raise TargetError(f"{type(old).__name__} is the model itself; wrap it in a module to replace it")
+    for parent, name in places:
+        parent._modules[name] = new
+
+
+def _original_of(module: nn.Module) -> tuple[nn.Module, ...]:
+    return module.original if isinstance(module, Replaced) else (hollow(module),)
+
+
+def _fuse(model: nn.Module, module_name: str, parts: Mapping[str, tuple[Target, Assembled]]) -> FusedLinear:
+    """Join replaced parts; parts that stay dense become a plain ``nn.Linear``."""
+    module = model.get_submodule(module_name)
+    whole = next(iter(parts.values()))[0]
+    rows = module.weight.shape[1] if whole.transposed else module.weight.shape[0]
+    children: dict[str, nn.Module] = {}
+    for part in fused_parts(module_name, rows, model) or ():
+        if part.name in parts:
+            children[part.name] = parts[part.name][1]
+            continue
+        target = Target(
+            f"{module_name}:{part.name}", module_name, "linear", part.stop - part.start, whole.columns,
+            bias=whole.bias, transposed=whole.transposed, part=part,
+        )  # fmt: skip
+        dense = nn.Linear(target.columns, target.rows, bias=target.bias, device=module.weight.device)
+        dense.to(module.weight.dtype)
+        if not module.weight.is_meta:
+            with torch.no_grad():
+                dense.weight.copy_(read_weight(model, target))
+                bias = read_bias(model, target)
+                if bias is not None:
+                    dense.bias.copy_(bias)
+        children[part.name] = dense
+    return FusedLinear(children)
+
+
+def replace_modules(model: nn.Module, replacements: Sequence[tuple[Target, Assembled]]) -> None:
+    """Swap the modules of ``model`` for assembled ones, in place.
+
+    Every module is built before the first one is swapped, so an error leaves the model as it was. Modules that were
+    tied to a replaced table become pointers to it.
+    """
+    by_module: dict[str, list[tuple[Target, Assembled]]] = defaultdict(list)
+    for target, module in replacements:
+        by_module[target.module].append((target, module))
+    swaps: list[tuple[nn.Module, nn.Module]] = []
+    untied: set[str] = set()
+    for name, group in by_module.items():
+        old = model.get_submodule(name)
+        new: nn.Module = group[0][1]
+        if group[0][0].part is not None:
+            new = _fuse(model, name, {target.part.name: (target, part) for target, part in group if target.part})
+        swaps.append((old, new))
+        if group[0][0].kind == "embedding":
+            untied.add(name)
+        for tie in group[0][0].ties:
+            tied = model.get_submodule(tie.module)
+            table = group[0][1]
+            assert isinstance(table, AssembledEmbedding)
+            pointer: nn.Module = (
+                TiedHead(table, tied.bias)
+                if tie.role == "head"
+                else EmbeddingAlias(table, tie.scale, getattr(tied, "padding_idx", None))
+            )
+            swaps.append((tied, pointer))
+            untied.add(tie.module)
+    for old, new in swaps:
+        original = _original_of(old)
+        new.original = original  # type: ignore[assignment]
+        new.train(old.training)
+        _swap(model, old, new)
+    drop_tie_declarations(model, untied)
+
+
+def _refill(shell: nn.Module, module: nn.Module) -> nn.Module:
+    """The original module again, with the assembled weight and the present bias."""
+    dense = copy.copy(shell)
+    dense.__dict__ = dict(shell.__dict__)
+    dense._parameters, dense._buffers = dict(shell._parameters), dict(shell._buffers)
+    if isinstance(module, FusedLinear):
+        weight = torch.cat([_dense_weight(part) for part in module.parts.values()])
+        biases = [getattr(part, "bias", None) for part in module.parts.values()]
+        bias = None if biases[0] is None else torch.cat(biases)
+    else:
+        weight, bias = _dense_weight(module), getattr(module, "bias", None)
+    like = shell._parameters["weight"]
+    assert like is not None
+    if isinstance(module, AssembledEmbedding):
+        dense.num_embeddings, dense.padding_idx = module.num_embeddings, module.padding_idx  # type: ignore[assignment]
+    elif like.shape != weight.shape:
+        weight = weight.t()
+    trains = any(parameter.requires_grad for parameter in module.parameters())
+    dense._parameters["weight"] = nn.Parameter(weight.detach().clone().contiguous(), trains)
+    if bias is not None:
+        dense._parameters["bias"] = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.detach().clone())
+    return dense.train(module.training)
+
+
+def _dense_weight(module: nn.Module) -> torch.Tensor:
+    return module.assembled_weight() if isinstance(module, Assembled) else module.weight
+
+
+@torch.no_grad()
+def restore_modules(model: nn.Module) -> int:
+    """Put plain dense modules back wherever an assembled one stands, in place.
+
+    :return: how many modules were restored.
+    """
+    replaced = [module for module in model.modules() if isinstance(module, Replaced)]
+    inner = {id(part) for module in replaced if isinstance(module, FusedLinear) for part in module.parts.values()}
+    replaced = [module for module in replaced if id(module) not in inner]
+    tables: dict[int, nn.Module] = {}
+    for module in replaced:
+        if not isinstance(module, TiedHead | EmbeddingAlias):
+            dense = _refill(module.original[0], module)
+            tables[id(module)] = dense
+            _swap(model, module, dense)
+    for module in replaced:
+        if isinstance(module, TiedHead | EmbeddingAlias):
+            dense = copy.copy(module.original[0])
+            dense.__dict__ = dict(module.original[0].__dict__)
+            dense._parameters = dict(module.original[0]._parameters)
+            dense._parameters["weight"] = tables[id(module.table)].weight
+            if isinstance(module, TiedHead):
+                dense._parameters["bias"] = module.bias
+                dense.out_features = module.out_features  # type: ignore[assignment]
+            else:
+                dense.num_embeddings = module.num_embeddings  # type: ignore[assignment]
+            _swap(model, module, dense.train(module.training))
+    restore_tie_declarations(model)
+    return len(replaced)

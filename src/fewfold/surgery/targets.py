@@ -1,0 +1,274 @@
+"""Find the weights of a model that a method may replace."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from fewfold.errors import TargetError
+from fewfold.assembled import Assembled, AssembledEmbedding, AssembledLinear
+from fewfold.surgery.layouts import FusedParts, Part, fused_parts
+from fewfold.surgery.ties import Tie, find_ties
+
+Kind = Literal["linear", "embedding"]
+
+_HEAD_WORDS = {"pooler", "classifier", "lm_head", "score", "qa_outputs", "router", "cls"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A weight that a method may replace.
+
+    :param name: the module's name, with ``:part`` for a part of a fused projection.
+    :param module: the module's name.
+    :param kind: ``linear`` (matrix ``(out, in)``) or ``embedding`` (table ``(vocab, dim)``).
+    :param rows: ``out`` or ``vocab``.
+    :param columns: ``in`` or ``dim``.
+    :param bias: whether the module adds a bias.
+    :param transposed: whether the module keeps the matrix as ``(in, out)``, as GPT-2's Conv1D.
+    :param part: the part of a fused projection, or None for the whole module.
+    :param scale: factor that the embedding multiplies its rows with.
+    :param padding_idx: the embedding's padding row.
+    :param ties: other modules that use the same weight.
+    :param head: outside of the encoder or decoder stack (output heads, poolers): only replaced when named.
+    :param refusal: why this weight cannot be replaced, or None.
+    """
+
+    name: str
+    module: str
+    kind: Kind
+    rows: int
+    columns: int
+    bias: bool = False
+    transposed: bool = False
+    part: Part | None = None
+    scale: float = 1.0
+    padding_idx: int | None = None
+    ties: tuple[Tie, ...] = ()
+    head: bool = False
+    refusal: str | None = None
+
+    @property
+    def numel(self) -> int:
+        """Numbers of the dense weight."""
+        return self.rows * self.columns
+
+    @property
+    def layer(self) -> int | None:
+        """The first number in the name that stands alone: the layer, 0-based."""
+        return next((int(piece) for piece in self.module.split(".") if piece.isdigit()), None)
+
+    @property
+    def layout(self) -> str:
+        """In words: how the matrix sits in its module."""
+        if self.kind == "embedding":
+            return "table"
+        words = "in×out" if self.transposed else "out×in"
+        return f"{words}[{self.part.name}]" if self.part else words
+
+
+def _embedding_scale(module: nn.Embedding) -> float | None:
+    """The factor a scaled embedding multiplies with; None where its forward is something else."""
+    if type(module).forward is nn.Embedding.forward:
+        return 1.0
+    scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
+    return float(scale) if isinstance(scale, int | float) else None
+
+
+def _refusal(module: nn.Module, parent: nn.Module | None) -> str | None:
+    if isinstance(parent, nn.MultiheadAttention):
+        return "nn.MultiheadAttention reads this weight instead of calling the module"
+    if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
+        return f"{type(module).__name__} computes something else than x·Wᵀ + b"
+    if isinstance(module, nn.Embedding):
+        if module.max_norm is not None:
+            return "the embedding renormalises its rows (max_norm)"
+        if _embedding_scale(module) is None:
+            return f"{type(module).__name__} computes something else than a look-up times a constant"
+    return None
+
+
+def _describe(name: str, module: nn.Module, parent: nn.Module | None) -> Target | None:
+    """The target that a module is, if it is one."""
+    refusal = _refusal(module, parent)
+    if isinstance(module, AssembledLinear):
+        return Target(
+            name, name, "linear", module.out_features, module.in_features, bias=module.bias is not None,
+            transposed=bool(module.original) and isinstance(module.original[0], Conv1D),
+        )  # fmt: skip
+    if isinstance(module, AssembledEmbedding):
+        return Target(
+            name, name, "embedding", module.num_embeddings, module.embedding_dim,
+            scale=module.scale, padding_idx=module.padding_idx,
+        )  # fmt: skip
+    if isinstance(module, nn.Linear):
+        rows, columns = module.weight.shape
+        return Target(name, name, "linear", rows, columns, bias=module.bias is not None, refusal=refusal)
+    if isinstance(module, Conv1D):
+        columns, rows = module.weight.shape
+        return Target(name, name, "linear", rows, columns, bias=True, transposed=True, refusal=refusal)
+    if isinstance(module, nn.Embedding):
+        rows, columns = module.weight.shape
+        scale = _embedding_scale(module)
+        return Target(
+            name, name, "embedding", rows, columns, scale=1.0 if scale is None else scale,
+            padding_idx=module.padding_idx, refusal=refusal,
+        )  # fmt: skip
+    return None
+
+
+def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module | None]]:
+    """Every module once, with its parent, not descending into modules that are already assembled."""
+    seen: set[int] = set()
+
+    def visit(name: str, module: nn.Module, parent: nn.Module | None) -> Iterator[tuple[str, nn.Module, nn.Module | None]]:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        yield name, module, parent
+        if isinstance(module, Assembled):
+            return
+        for child_name, child in module.named_children():
+            yield from visit(f"{name}.{child_name}" if name else child_name, child, module)
+
+    yield from visit("", model, None)
+
+
+def _is_head(model: nn.Module, name: str) -> bool:
+    if any(piece in _HEAD_WORDS for piece in name.split(".")):
+        return True
+    prefix = getattr(model, "base_model_prefix", "")
+    outside = bool(prefix) and hasattr(model, prefix) and not name.startswith(f"{prefix}.")
+    if outside:
+        return True
+    output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    return output is not None and model.get_submodule(name) is output
+
+
+def find_targets(model: nn.Module) -> list[Target]:
+    """Every weight of ``model`` that a method may replace, in the model's own order.
+
+    A weight that several modules use (tied heads, encoder–decoder tables) is one target: the embedding is its home,
+    the others are listed in ``ties``. Weights that cannot be served carry the reason in ``refusal``.
+    """
+    ties = find_ties(model)
+    tied_elsewhere = {tie.module for group in ties.values() for tie in group}
+    targets = []
+    for name, module, parent in _walk(model):
+        target = _describe(name, module, parent)
+        if target is None or target.module in tied_elsewhere:
+            continue
+        targets.append(replace(target, ties=tuple(ties.get(name, ())), head=_is_head(model, name)))
+    return targets
+
+
+def split_fused(model: nn.Module, target: Target) -> list[Target]:
+    """The q, k and v of a fused projection as targets of their own; ``[target]`` where nothing is fused."""
+    parts: FusedParts | None = fused_parts(target.module, target.rows, model)
+    if parts is None or target.kind != "linear":
+        return [target]
+    return [replace(target, name=f"{target.name}:{part.name}", rows=part.stop - part.start, part=part) for part in parts]
+
+
+def is_token_table(model: nn.Module, target: Target) -> bool:
+    """Whether an embedding target is looked up by token ids (not positions or types)."""
+    if not isinstance(model, PreTrainedModel):
+        return target.kind == "embedding"
+    homes = {id(sub.get_input_embeddings()) for sub in _text_models(model)}
+    return id(model.get_submodule(target.module)) in homes
+
+
+def _text_models(model: nn.Module) -> Iterator[PreTrainedModel]:
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            try:
+                module.get_input_embeddings()
+            except (NotImplementedError, AttributeError):
+                continue
+            yield module
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a name, glob or ``re:`` pattern names a target; a pattern also names what lies below it."""
+    if pattern.startswith("re:"):
+        try:
+            return re.search(pattern[3:], name) is not None
+        except re.error as error:
+            raise TargetError(f"{pattern!r} is no regular expression: {error}") from None
+    regex = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
+    return re.fullmatch(regex + r"([.:].*)?", name) is not None
+
+
+def select(model: nn.Module, targets: Iterable[Target], pattern: str) -> list[Target]:
+    """The targets that one pattern names.
+
+    ``linears`` and ``embeddings`` (token tables) are the model's body: heads and poolers only come by name.
+
+    :raises TargetError: if nothing is named, or what is named cannot be replaced.
+    """
+    targets = list(targets)
+    if pattern in ("linears", "embeddings", "all"):
+        kinds = {"linears": ("linear",), "embeddings": ("embedding",), "all": ("linear", "embedding")}[pattern]
+        chosen = [
+            target
+            for target in targets
+            if target.kind in kinds
+            and target.refusal is None
+            and not (target.head and target.kind == "linear")
+            and (target.kind == "linear" or is_token_table(model, target))
+        ]
+    else:
+        chosen = [target for target in targets if matches(pattern, target.name)]
+        refused = [target for target in chosen if target.refusal]
+        if refused and len(refused) == len(chosen):
+            raise TargetError(f"{refused[0].name} cannot be replaced: {refused[0].refusal}")
+        chosen = [target for target in chosen if not target.refusal]
+    if not chosen:
+        raise TargetError(f"{pattern!r} names no weight of this model; {describe_names(targets)}")
+    return chosen
+
+
+def describe_names(targets: Iterable[Target]) -> str:
+    """What exists, for an error: names with layer numbers folded to ``*``."""
+    names: dict[str, None] = {}
+    for target in targets:
+        names[re.sub(r"(?<=\.)\d+(?=\.)", "*", target.name)] = None
+    listed = list(names)
+    more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
+    return "there are " + ", ".join(listed[:20]) + more if listed else "it has no linear or embedding at all"
+
+
+def read_weight(model: nn.Module, target: Target) -> Tensor:
+    """The dense weight of a target as ``(rows, columns)``, fp32, detached.
+
+    :raises TargetError: if the weight is on the meta device or not finite.
+    """
+    module = model.get_submodule(target.module)
+    weight = module.assembled_weight() if isinstance(module, Assembled) else module.weight
+    if weight.is_meta:
+        raise TargetError(f"{target.name} is on the meta device: load the weights before compressing")
+    weight = weight.detach()
+    if target.transposed and not isinstance(module, Assembled):
+        weight = weight.t()
+    if target.part is not None:
+        weight = weight[target.part.start : target.part.stop]
+    weight = weight.float()
+    if not bool(weight.isfinite().all()):
+        bad = int((~weight.isfinite()).sum())
+        raise TargetError(f"{target.name} holds {bad} numbers that are NaN or infinite: repair the model first")
+    return weight
+
+
+def read_bias(model: nn.Module, target: Target) -> Tensor | None:
+    """The bias of a target, ``(rows,)``, or None."""
+    bias = getattr(model.get_submodule(target.module), "bias", None)
+    if bias is None:
+        return None
+    bias = bias.detach()
+    return bias[target.part.start : target.part.stop] if target.part else bias
