@@ -1,0 +1,1 @@
+"""Data and metrics of the tasks that compressed models are judged on."""

@@ -1,0 +1,140 @@
+"""Where the data comes from: a local data root, else the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fewfold.optional import require
+
+
+class DataUnavailable(RuntimeError):
+    """Data that is neither under the data root nor to be had from the Hub; the message says how to get it."""
+
+
+class SentencePair(NamedTuple):
+    """Two sentences and how alike people find them, 0 (unlike) … 5 (same)."""
+
+    first: str
+    second: str
+    score: float
+
+
+def data_root() -> Path | None:
+    """Find the folder of local data: `FEWFOLD_DATA`, else `shared/data` beside the repository, else none.
+
+    :return: An existing folder, or None.
+    :raises DataUnavailable: If `FEWFOLD_DATA` names something that is not a folder.
+    """
+    named = os.environ.get("FEWFOLD_DATA")
+    if named:
+        root = Path(named).expanduser()
+        if not root.is_dir():
+            raise DataUnavailable(f"FEWFOLD_DATA={named} is not a folder: correct it or unset it")
+        return root
+    repository = Path(__file__).resolve().parents[3]
+    for base in (repository, Path.cwd()):
+        beside = base.parent / "shared" / "data"
+        if beside.is_dir():
+            return beside.resolve()
+    return None
+
+
+def lines(path: str | PathLike[str]) -> list[str]:
+    """Read the lines of a text file, plain or packed (`.gz`, `.xz`), UTF-8, without their line ends.
+
+    :param path: The file.
+    :return: Its lines; spaces at either end stay.
+    """
+    path = Path(path)
+    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+        return [line.rstrip("\r\n") for line in file]
+
+
+def stsb(split: str = "dev") -> list[SentencePair]:
+    """Read the semantic textual similarity benchmark (STS-B).
+
+    :param split: "train" (5,749 pairs) or "dev" (1,500 pairs).
+    :return: The pairs, in file order.
+    :raises ValueError: If the split is another.
+    :raises DataUnavailable: If it cannot be had.
+    """
+    hub_split = _one_of(split, {"train": "train", "dev": "validation"})
+    file = _local(f"glue/stsb/{split}.tsv.gz")
+    if file is not None:
+        # Sentences hold bare quotation marks, so a CSV reader would join lines: split at tabs alone.
+        columns = (line.split("\t") for line in lines(file))
+        return [SentencePair(row[5], row[6], float(row[4])) for row in columns]
+    rows = _from_hub("nyu-mll/glue", "stsb", hub_split)
+    return [SentencePair(row["sentence1"], row["sentence2"], float(row["label"])) for row in rows]
+
+
+def distinct_sentences(pairs: list[SentencePair]) -> list[str]:
+    """List every sentence of the pairs once, in order of first appearance.
+
+    :param pairs: The pairs.
+    :return: Distinct sentences.
+    """
+    return list(dict.fromkeys(text for pair in pairs for text in (pair.first, pair.second)))
+
+
+def wikitext2(split: str = "valid") -> list[str]:
+    """Read WikiText-2, the tokenised version with `<unk>`.
+
+    :param split: "train", "valid" or "test".
+    :return: Its lines as they stand, empty ones and the spaces at their ends included.
+    :raises ValueError: If the split is another.
+    :raises DataUnavailable: If it cannot be had.
+    """
+    hub_split = _one_of(split, {"train": "train", "valid": "validation", "test": "test"})
+    file = _local(f"wikitext-2/{split}.txt.gz")
+    if file is not None:
+        return lines(file)
+    rows = _from_hub("Salesforce/wikitext", "wikitext-2-v1", hub_split)
+    return [row["text"].rstrip("\n") for row in rows]
+
+
+def calibration_texts(name: str = "mixed-512") -> list[str]:
+    """Read a fixed calibration text, a text a line; results name the one they used.
+
+    :param name: "mixed-512" (Wikipedia, novels, film reviews, captions) or "wiki-512".
+    :return: The texts, none empty.
+    :raises DataUnavailable: If the data root has no such file.
+    """
+    file = _local(f"calibration/{name}.txt")
+    if file is None:
+        raise DataUnavailable(
+            f"calibration/{name}.txt is not under the data root ({data_root()}): set FEWFOLD_DATA to the "
+            "folder that has it, or calibrate on fewfold.tasks.pydoc_text.pydoc_sentences(), which is always there"
+        )
+    return [line for line in lines(file) if line.strip()]
+
+
+def _one_of(split: str, names: dict[str, str]) -> str:
+    if split not in names:
+        raise ValueError(f"split {split!r}: choose one of {', '.join(names)}")
+    return names[split]
+
+
+def _local(name: str) -> Path | None:
+    """Return a file under the data root, or None where it is not there."""
+    root = data_root()
+    file = root / name if root is not None else None
+    return file if file is not None and file.is_file() else None
+
+
+def _from_hub(repository: str, config: str, split: str) -> Any:
+    """Load one split of a data set from the Hub or its cache."""
+    try:
+        return require("datasets").load_dataset(repository, config, split=split)
+    except Exception as error:
+        raise DataUnavailable(
+            f"{repository} ({config}, {split}) cannot be had: set FEWFOLD_DATA to a folder that has it, or "
+            'pip install "fewfold[tasks]" and let datasets fetch it from the Hub. '
+            f"{type(error).__name__}: {error}"
+        ) from error
