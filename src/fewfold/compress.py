@@ -62,7 +62,9 @@ def compress(
     units = find_units(model, recipe)
     targets = [target for unit in units for target in unit.targets]
     weights = {target.name: read_weight(model, target) for target in targets} if fit else {}
-    statistics = _statistics(model, units, calibration, tokenizer, batch_size, max_length, seed, cache) if fit else NO_STATISTICS
+    statistics = (
+        _statistics(model, units, calibration, tokenizer, batch_size, max_length, seed, cache) if fit else NO_STATISTICS
+    )
     sizes = plan(model, units, budgets, weights, statistics, fit)
     choices = [choice for choice in sizes.choices if choice.settings is not None]
     replacements = build(model, choices, weights, statistics, fit, seed)
@@ -214,5 +216,3 @@ def carry(model: nn.Module, structure: Structure) -> None:
         config.quantization_config = FewfoldConfig(structure)
     else:
         model.fewfold_structure = FewfoldConfig(structure)
-
-

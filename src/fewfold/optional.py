@@ -20,6 +20,4 @@ def require(module: str, extra: str = "tasks") -> ModuleType:
         package = module.split(".")[0]
         if error.name is not None and error.name.split(".")[0] != package:
             raise
-        raise ImportError(
-            f'{package} is needed here and is not installed: pip install "fewfold[{extra}]"'
-        ) from error
+        raise ImportError(f'{package} is needed here and is not installed: pip install "fewfold[{extra}]"') from error

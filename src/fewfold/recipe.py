@@ -103,7 +103,8 @@ class Recipe(BaseModel):
         """Write a recipe file that :meth:`from_yaml` reads back equal."""
         data = self.model_dump(mode="json", exclude_defaults=True)
         data["methods"] = [
-            {"method": config.method, **config.model_dump(mode="json", exclude_defaults=True)} for config in self.methods
+            {"method": config.method, **config.model_dump(mode="json", exclude_defaults=True)}
+            for config in self.methods
         ]
         Path(path).write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
 
@@ -161,5 +162,3 @@ def as_budgets(budget: Any) -> list[Budget]:
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise BudgetError(message) from None
-
-

@@ -113,12 +113,17 @@ def _row(model: nn.Module, record: TargetRecord) -> SummaryRow:
     numbers = unique_parameters(module) if not _packed(module) else record.rows * record.columns
     return SummaryRow(
         target=record.name, method=record.method,
-        rank=", ".join(str(value) if name == "rank" else f"{name}={value}" for name, value in record.settings.items()) or "–",
+        rank=_settings(record.settings),
         layout=layout + (f"[{record.part}]" if record.part else ""), form=form, stored=record.stored_dtype,
         parameters=numbers - biases, dense=record.rows * record.columns,
         bytes=stored_bytes(module) - bias_bytes,
         macs=module.chain_macs() if form == "chained" else module.dense_macs(),
     )  # fmt: skip
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    words = (str(value) if name == "rank" else f"{name}={value}" for name, value in settings.items())
+    return ", ".join(words) or "–"
 
 
 def _packed(module: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fewfold.errors import BudgetError
 
@@ -62,7 +63,7 @@ def allocate(curves: Sequence[Curve], limit: float, what: str) -> list[int]:
     steps = sorted(
         (_slope(curve.costs, curve.errors, first, second), number, place + 1)
         for number, (curve, hull) in enumerate(zip(curves, hulls, strict=True))
-        for place, (first, second) in enumerate(zip(hull, hull[1:], strict=False))
+        for place, (first, second) in enumerate(pairwise(hull))
     )
     stopped: set[int] = set()
     for _, number, place in steps:

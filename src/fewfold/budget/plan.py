@@ -81,7 +81,9 @@ def plan(
     missing = [unit.name for number, unit in enumerate(units) if number not in choices]
     if missing:
         raise BudgetError(
-            f"{missing[0]} and {len(missing) - 1} more have no size: " if len(missing) > 1 else f"{missing[0]} has no size: "
+            f"{missing[0]} and {len(missing) - 1} more have no size: "
+            if len(missing) > 1
+            else f"{missing[0]} has no size: "
             + "give a budget that covers them (budget=Budget(parameters='1/4 of linears')) or fix it (rank=…)"
         )
     timing = costs.timing.report() if costs.timing is not None else {}
@@ -101,9 +103,7 @@ def _check_rivals(units: Sequence[Unit], budgets: Sequence[Budget]) -> None:
             raise BudgetError(f"{unit.name}: the config fixes a size and carries a budget; drop one of the two")
 
 
-def _coverage(
-    model: nn.Module, units: Sequence[Unit], budgets: Sequence[Budget]
-) -> list[tuple[Budget, list[int]]]:
+def _coverage(model: nn.Module, units: Sequence[Unit], budgets: Sequence[Budget]) -> list[tuple[Budget, list[int]]]:
     """Which units each budget decides or counts: own budgets first, then parts, then the whole model."""
     covered: list[tuple[Budget, list[int]]] = []
     taken: set[int] = set()
@@ -115,9 +115,7 @@ def _coverage(
     covered.extend(own.values())
     for budget in sorted(budgets, key=lambda budget: budget.limit.part is None):
         members = [
-            number
-            for number, unit in enumerate(units)
-            if number not in taken and covers(budget.limit, unit.targets)
+            number for number, unit in enumerate(units) if number not in taken and covers(budget.limit, unit.targets)
         ]
         if not members:
             raise BudgetError(

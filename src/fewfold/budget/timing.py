@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -119,7 +120,7 @@ def _between(points: Sequence[tuple[float, float]], macs: float) -> float:
     """Linear interpolation, level outside of the timed points."""
     if macs <= points[0][0]:
         return points[0][1]
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         if macs <= x1:
             return y0 if x1 == x0 else y0 + (y1 - y0) * (macs - x0) / (x1 - x0)
     return points[-1][1]

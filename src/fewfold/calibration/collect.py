@@ -44,9 +44,7 @@ def collect(
             collector.statistics, done = loaded
     if done < len(batches):
         with collector.hooks():
-            for index, batch in track(
-                list(enumerate(batches))[done:], "calibrating", total=len(batches) - done
-            ):
+            for index, batch in track(list(enumerate(batches))[done:], "calibrating", total=len(batches) - done):
                 collector.run(batch, index)
                 if cache is not None:
                     cache.save(collector.statistics, index + 1, final=index + 1 == len(batches))

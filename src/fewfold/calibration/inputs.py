@@ -69,9 +69,7 @@ def _tokenize(texts: list[str], tokenizer: Any, model: nn.Module, size: int, max
     step = size if padded else 1
     for start in range(0, len(order), step):
         chosen = [texts[index] for index in order[start : start + step]]
-        yield dict(
-            tokenizer(chosen, truncation=True, max_length=limit, padding=padded, return_tensors="pt").items()
-        )
+        yield dict(tokenizer(chosen, truncation=True, max_length=limit, padding=padded, return_tensors="pt").items())
 
 
 def _as_batch(item: Mapping[str, Any], index: int, device: torch.device, model: nn.Module) -> Batch:

@@ -48,13 +48,12 @@ def card_text(model: nn.Module, structure: Structure, base: str, numbers: dict[s
         f"# {Path(base).name or architecture}, compressed with fewfold",
         "",
         f"A {architecture} with **{unique_parameters(model):,} unique parameters** in "
-        f"**{stored_bytes(model) / 1e6:.2f} MB** of weights"
-        + (f", made from `{Path(base).name}`." if base else "."),
+        f"**{stored_bytes(model) / 1e6:.2f} MB** of weights" + (f", made from `{Path(base).name}`." if base else "."),
         "",
         "## How to load",
         "",
         "```python",
-        f"import fewfold  # pip install fewfold\nmodel = fewfold.load(\"path/to/this/folder\")  # or "
+        f'import fewfold  # pip install fewfold\nmodel = fewfold.load("path/to/this/folder")  # or '
         f"{architecture}.from_pretrained(…)",
         "```",
         "",
@@ -66,7 +65,8 @@ def card_text(model: nn.Module, structure: Structure, base: str, numbers: dict[s
     for step in structure.provenance.get("steps", []):
         calibration = step["calibration"]
         lines.append(
-            f"- recipe `{step['recipe']}`" + (f" ({step['source']})" if step.get("source") else "")
+            f"- recipe `{step['recipe']}`"
+            + (f" ({step['source']})" if step.get("source") else "")
             + f", fewfold {step['fewfold']}; calibration: {calibration['name']}"
             + (f" ({calibration['texts']} texts, {calibration['tokens']:,} tokens)" if calibration["texts"] else "")
         )

@@ -147,9 +147,7 @@ def corrected_bias(weight: Tensor, approximation: Tensor, mean: Tensor, bias: Te
     return shift if bias is None else shift + bias.to(torch.float64)
 
 
-def _left_projection(
-    weight: Tensor, moment: Tensor | None, metric: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _left_projection(weight: Tensor, moment: Tensor | None, metric: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Project on the smaller side, the rows: ``W' = S^-1 U U^T S W`` with ``S^2`` the metric."""
     root, inverse = (None, None) if metric is None else square_root(metric)
     scaled = weight if root is None else root @ weight
@@ -168,7 +166,5 @@ def _checked(weight: Tensor, input_moment: Tensor | None, output_metric: Tensor 
         ("output_metric", output_metric, weight.shape[0]),
     ):
         if square is not None and square.shape != (size, size):
-            raise ValueError(
-                f"{name} {tuple(square.shape)}: a weight {tuple(weight.shape)} needs ({size}, {size})"
-            )
+            raise ValueError(f"{name} {tuple(square.shape)}: a weight {tuple(weight.shape)} needs ({size}, {size})")
     return weight.detach().to(torch.float64)

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+# Sums of fp32 products are noisy below about 1e-7 of the largest eigenvalue: nothing smaller is inverted.
+SMALLEST_EIGENVALUE = 1e-8
+
 
 def eigh_descending(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigen-decomposition of a symmetric positive semi-definite matrix, largest eigenvalue first.
@@ -61,5 +64,5 @@ def square_root(metric: Tensor) -> tuple[Tensor, Tensor]:
     :return: ``root`` and ``inverse_root``, both ``(n, n)`` float64, with ``root @ root == metric``.
     """
     values, vectors = eigh_descending(metric)
-    root = values.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+    root = values.clamp_min(max(float(values[0]) * SMALLEST_EIGENVALUE, torch.finfo(torch.float64).tiny)).sqrt()
     return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T

@@ -19,9 +19,7 @@ def file_bytes(folder: str | PathLike[str]) -> int:
     path = Path(folder)
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     if not files:
-        raise FileNotFoundError(
-            f"{path}: no *.safetensors file here; give the folder that save_pretrained wrote"
-        )
+        raise FileNotFoundError(f"{path}: no *.safetensors file here; give the folder that save_pretrained wrote")
     return sum(file.stat().st_size for file in files)
 
 

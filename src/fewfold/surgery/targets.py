@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fewfold.errors import TargetError
 from fewfold.assembled import Assembled, AssembledEmbedding, AssembledLinear
+from fewfold.errors import TargetError
 from fewfold.surgery.layouts import FusedParts, Part, fused_parts
 from fewfold.surgery.ties import Tie, find_ties
 
@@ -127,7 +127,9 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module | None]]
     """Every module once, with its parent, not descending into modules that are already assembled."""
     seen: set[int] = set()
 
-    def visit(name: str, module: nn.Module, parent: nn.Module | None) -> Iterator[tuple[str, nn.Module, nn.Module | None]]:
+    def visit(
+        name: str, module: nn.Module, parent: nn.Module | None
+    ) -> Iterator[tuple[str, nn.Module, nn.Module | None]]:
         if id(module) in seen:
             return
         seen.add(id(module))
@@ -173,7 +175,9 @@ def split_fused(model: nn.Module, target: Target) -> list[Target]:
     parts: FusedParts | None = fused_parts(target.module, target.rows, model)
     if parts is None or target.kind != "linear":
         return [target]
-    return [replace(target, name=f"{target.name}:{part.name}", rows=part.stop - part.start, part=part) for part in parts]
+    return [
+        replace(target, name=f"{target.name}:{part.name}", rows=part.stop - part.start, part=part) for part in parts
+    ]
 
 
 def is_token_table(model: nn.Module, target: Target) -> bool:

@@ -47,17 +47,23 @@ def _chosen(model: nn.Module, targets: list[Target], config: MethodConfig) -> li
         raise RecipeError(f"{type(config).__name__}(targets=[]) names nothing; {describe_names(targets)}")
     wanted: dict[str, Target] = {}
     for pattern in patterns:
-        split = [part for target in targets for part in split_fused(model, target)] if config.fused == "split" else targets
+        split = (
+            [part for target in targets for part in split_fused(model, target)] if config.fused == "split" else targets
+        )
         for target in select(model, split, pattern):
             wanted[target.name] = target
         if pattern in ("linears", "embeddings", "all"):
             done = [t for t in wanted.values() if isinstance(model.get_submodule(t.module), Replaced)]
-            if len(done) < len(wanted):  # compressing further: what is compressed already stays, unless it is all there is
+            if len(done) < len(
+                wanted
+            ):  # compressing further: what is compressed already stays, unless it is all there is
                 wanted = {name: t for name, t in wanted.items() if t not in done}
     for pattern in config.exclude:
         gone = [name for name in wanted if matches(pattern, name)]
         if not gone:
-            raise TargetError(f"exclude={pattern!r} names none of the chosen targets; {describe_names(wanted.values())}")
+            raise TargetError(
+                f"exclude={pattern!r} names none of the chosen targets; {describe_names(wanted.values())}"
+            )
         wanted = {name: target for name, target in wanted.items() if name not in gone}
     if config.layers is not None:
         layers = parse_layers(config.layers)

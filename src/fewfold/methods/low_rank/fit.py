@@ -98,7 +98,9 @@ class LowRankMethod(Method):
         """Empty factors of the recorded rank."""
         rank = settings["rank"]
         if set(settings) != {"rank"} or not isinstance(rank, int) or not 1 <= rank <= min(target.rows, target.columns):
-            raise ValueError(f"a {target.rows}×{target.columns} weight takes a rank of 1…{min(target.rows, target.columns)}")
+            raise ValueError(
+                f"a {target.rows}×{target.columns} weight takes a rank of 1…{min(target.rows, target.columns)}"
+            )
         if target.kind == "embedding":
             return LowRankEmbedding(target.rows, target.columns, rank, target.padding_idx, target.scale, stored)
         return LowRankLinear(target.columns, target.rows, rank, target.bias, stored)
