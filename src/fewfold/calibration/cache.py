@@ -94,5 +94,10 @@ def _unpack(header: dict, tensors: dict[str, Tensor]) -> Statistics:
             group[name] = Moments(count, tensors[f"{kind}|{name}|total"], tensors[f"{kind}|{name}|product"])
     tokens = {name.split("|", 1)[1]: value for name, value in tensors.items() if name.startswith("tokens|")}
     return Statistics(
-        groups["inputs"], header["leader"], groups["gradients"], tokens, header["texts"], header["tokens"]
+        inputs=groups["inputs"],
+        leader=header["leader"],
+        gradients=groups["gradients"],
+        token_counts=tokens,
+        texts=header["texts"],
+        tokens=header["tokens"],
     )

@@ -74,7 +74,7 @@ class _Collector:
     def _hook(self, name: str, target: Target):  # noqa: ANN202  (a torch hook)
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             del module
-            mask = self._mask(name, args[0], target.kind)
+            mask = padding_mask(self.batch, name, args[0])
             if target.kind == "embedding":
                 self._count(name, target, args[0], mask)
             else:
@@ -94,7 +94,7 @@ class _Collector:
             self.seen[id(hidden_states)] = (name, hidden_states)
         if leader == name:
             moments = self.statistics.inputs.setdefault(name, Moments.zeros(hidden_states.shape[-1]))
-            moments.add(_rows(hidden_states, mask))
+            moments.add(rows_of(hidden_states, mask))
 
     def _count(self, name: str, target: Target, ids: Tensor, mask: Tensor | None) -> None:
         kept = ids[mask] if mask is not None else ids.flatten()
@@ -104,18 +104,7 @@ class _Collector:
 
     def _gradient(self, name: str, gradient: Tensor, mask: Tensor | None) -> None:
         moments = self.statistics.gradients.setdefault(name, Moments.zeros(gradient.shape[-1]))
-        moments.add(_rows(gradient, mask))
-
-    def _mask(self, name: str, tensor: Tensor, kind: str) -> Tensor | None:
-        """The padding mask that belongs to this module's input, or None where there is none."""
-        lead = tuple(tensor.shape if kind == "embedding" else tensor.shape[:-1])
-        decoder = "decoder" in name.split(".") and not _reads_encoder(name)
-        order = ("decoder_attention_mask", "attention_mask") if decoder else ("attention_mask",)
-        for key in order:
-            mask = self.batch.get(key)
-            if mask is not None and tuple(mask.shape) == lead:
-                return mask.bool()
-        return None
+        moments.add(rows_of(gradient, mask))
 
     def run(self, batch: Batch, index: int) -> None:
         """One forward pass, and one backward pass where gradients are asked for."""
@@ -196,7 +185,23 @@ def _reads_encoder(name: str) -> bool:
     return cross and pieces[-1] in {"k", "v", "k_proj", "v_proj", "key", "value"}
 
 
-def _rows(tensor: Tensor, mask: Tensor | None) -> Tensor:
+def padding_mask(batch: Batch, name: str, tensor: Tensor) -> Tensor | None:
+    """The padding mask that belongs to a module's input, or None where every row counts.
+
+    :param name: the module's name; a decoder's own tokens have a mask of their own.
+    :param tensor: its input: ids ``(batch, length)`` or hidden states ``(batch, length, width)``.
+    """
+    lead = tuple(tensor.shape[:-1] if tensor.is_floating_point() else tensor.shape)
+    decoder = "decoder" in name.split(".") and not _reads_encoder(name)
+    for key in ("decoder_attention_mask", "attention_mask") if decoder else ("attention_mask",):
+        mask = batch.get(key)
+        if mask is not None and tuple(mask.shape) == lead:
+            return mask.bool()
+    return None
+
+
+def rows_of(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows ``(tokens, width)`` that are not padding."""
     return tensor[mask] if mask is not None else tensor.reshape(-1, tensor.shape[-1])
 
 
@@ -219,7 +224,7 @@ def _final_output(outputs: object) -> Tensor:
 def _random_score(output: Tensor, mask: Tensor | None, seed: int) -> Tensor:
     """A scalar whose gradient at the output is Gaussian, in units of the output's own energy."""
     generator = torch.Generator().manual_seed(seed)
-    rows = _rows(output, mask).float()
+    rows = rows_of(output, mask).float()
     energy = (rows.detach() - rows.detach().mean(0)).square().sum(-1).mean().clamp_min(1e-12)
     direction = torch.randn(rows.shape, generator=generator).to(rows.device)
     return (rows * direction).sum() / energy.sqrt()

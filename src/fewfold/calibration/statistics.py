@@ -52,6 +52,46 @@ class Moments:
 
 
 @dataclass
+class Drift:
+    """Sums over pairs of rows: what a target reads in the dense model, and what it reads once the part before it
+    is compressed. float64.
+
+    :param count: pairs seen.
+    :param dense_total: ``Σ x``, ``(width,)``.
+    :param total: ``Σ x'``, ``(width,)``.
+    :param product: ``Σ x' x'ᵀ``, ``(width, width)``.
+    :param cross: ``Σ x x'ᵀ``, ``(width, width)``.
+    """
+
+    count: int
+    dense_total: Tensor
+    total: Tensor
+    product: Tensor
+    cross: Tensor
+
+    @classmethod
+    def zeros(cls, width: int) -> Drift:
+        """Nothing seen yet."""
+        square = (width, width)
+        return cls(
+            0,
+            torch.zeros(width, dtype=torch.float64),
+            torch.zeros(width, dtype=torch.float64),
+            torch.zeros(square, dtype=torch.float64),
+            torch.zeros(square, dtype=torch.float64),
+        )
+
+    def add(self, dense_rows: Tensor, rows: Tensor) -> None:
+        """Count in ``(tokens, width)`` pairs: products in fp32, sums in fp64."""
+        dense_rows, rows = dense_rows.float(), rows.float()
+        self.count += rows.shape[0]
+        self.dense_total += dense_rows.sum(0).double().cpu()
+        self.total += rows.sum(0).double().cpu()
+        self.product += (rows.t() @ rows).double().cpu()
+        self.cross += (dense_rows.t() @ rows).double().cpu()
+
+
+@dataclass
 class Statistics:
     """The statistics of one model on one calibration text.
 
@@ -62,6 +102,8 @@ class Statistics:
     :param leader: by module: which entry of ``inputs`` is its.
     :param gradients: by module: moments of the gradients at its output (empty if not asked for).
     :param token_counts: by embedding module: how often each row was looked up, ``(vocab,)``.
+    :param drift: by module: dense inputs against those that the compressed part before it gives (only while a
+        model is fitted target by target).
     :param texts: how many calibration texts (or batches) were read.
     :param tokens: how many tokens, padding left out.
     """
@@ -70,6 +112,7 @@ class Statistics:
     leader: dict[str, str] = field(default_factory=dict)
     gradients: dict[str, Moments] = field(default_factory=dict)
     token_counts: dict[str, Tensor] = field(default_factory=dict)
+    drift: dict[str, Drift] = field(default_factory=dict)
     texts: int = 0
     tokens: int = 0
 
@@ -92,18 +135,6 @@ class Statistics:
     def counts(self, target: Target) -> Tensor | None:
         """How often each row of a table was looked up, ``(vocab,)``, or None if unknown."""
         return self.token_counts.get(target.module)
-
-    def restricted(self, modules: set[str]) -> Statistics:
-        """Only what concerns these modules."""
-        leaders = {name: lead for name, lead in self.leader.items() if name in modules}
-        return Statistics(
-            {lead: self.inputs[lead] for lead in leaders.values()},
-            leaders,
-            {name: value for name, value in self.gradients.items() if name in modules},
-            {name: value for name, value in self.token_counts.items() if name in modules},
-            self.texts,
-            self.tokens,
-        )
 
 
 NO_STATISTICS = Statistics()

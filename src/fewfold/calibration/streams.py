@@ -1,0 +1,223 @@
+"""Run a dense model and its half-compressed copy side by side, block by block.
+
+Fitting a target on the inputs that the already compressed part gives, towards the outputs that the dense model
+gives, lets every target repair some of the error made before it. Block by block means that nothing is computed
+twice: both streams keep their hidden states between blocks.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewfold.calibration.collect import padding_mask, rows_of
+from fewfold.calibration.inputs import Batch
+from fewfold.calibration.statistics import Drift
+from fewfold.surgery.targets import Target
+
+
+class CannotStream(Exception):
+    """The model's blocks cannot be run one after the other by themselves."""
+
+
+class _Stop(Exception):
+    """Ends a forward pass once everything wanted was seen."""
+
+
+@dataclass
+class _Call:
+    """How the model called one block on one batch; the hidden states are left out."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    keyword: bool
+    checksum: float
+
+    def run(self, block: nn.Module, hidden_states: Tensor) -> Tensor:
+        if self.keyword:
+            output = block(*self.args, **{**self.kwargs, "hidden_states": hidden_states})
+        else:
+            output = block(hidden_states, *self.args, **self.kwargs)
+        output = output[0] if isinstance(output, tuple) else output
+        if not isinstance(output, Tensor):
+            raise CannotStream(f"{type(block).__name__} returns {type(output).__name__}")
+        return output
+
+
+def find_stacks(model: nn.Module, targets: Sequence[Target]) -> list[list[str]]:
+    """The names of the blocks of every stack (nn.ModuleList) that holds targets, in the model's order."""
+    stacks: list[list[str]] = []
+    for name, module in model.named_modules():
+        inside_another = any(name.startswith(f"{block}.") for stack in stacks for block in stack)
+        if not isinstance(module, nn.ModuleList) or inside_another or not name:
+            continue
+        blocks = [f"{name}.{index}" for index in range(len(module))]
+        if any(target.module.startswith(f"{block}.") for target in targets for block in blocks):
+            stacks.append(blocks)
+    return stacks
+
+
+class Streams:
+    """Two hidden-state streams through one stack of blocks.
+
+    :param dense: the model as it was.
+    :param copy: a copy of it that is being compressed; it is read again at every step.
+    :param blocks: names of the stack's blocks, in order.
+    :param targets: the targets inside, by module.
+    """
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        copy: nn.Module,
+        blocks: Sequence[str],
+        targets: Sequence[Target],
+        batches: Sequence[Batch],
+    ) -> None:
+        self.dense, self.copy, self.blocks, self.batches = dense, copy, list(blocks), list(batches)
+        self.targets = {target.module: target for target in targets}
+
+    @torch.no_grad()
+    def stages(self) -> Iterator[dict[str, Drift]]:
+        """Drifts of the inputs of one stage after the other: targets with the same input are one stage.
+
+        The caller replaces the stage's modules in ``copy`` before it takes the next.
+
+        :raises CannotStream: before the first stage, if the blocks cannot be run by themselves.
+        """
+        calls, dense_states = self._calls(self.dense)
+        _, states = self._calls(self.copy, first_only=True)
+        for number, name in enumerate(self.blocks):
+            order, inputs, dense_states = self._dense_block(name, calls[number], dense_states)
+            if number + 1 < len(self.blocks):
+                self._compare(dense_states, calls[number + 1], self.blocks[number + 1])
+            for stage in order:
+                yield self._drift(name, stage, calls[number], states, inputs)
+            if number + 1 < len(self.blocks):
+                block = self.copy.get_submodule(name)
+                states = [call.run(block, state) for call, state in zip(calls[number], states, strict=True)]
+
+    def _calls(self, model: nn.Module, first_only: bool = False) -> tuple[list[list[_Call]], list[Tensor]]:
+        """How ``model`` calls its blocks on every batch, and the hidden states that enter the first."""
+        wanted = self.blocks[:1] if first_only else self.blocks
+        calls: list[list[_Call]] = [[] for _ in wanted]
+        states: list[Tensor] = []
+
+        def hook(number: int):  # noqa: ANN202  (a torch hook)
+            def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
+                del module
+                keyword = not args
+                hidden = kwargs.get("hidden_states") if keyword else args[0]
+                if not isinstance(hidden, Tensor):
+                    raise CannotStream("the blocks are not called with hidden states")
+                if number == 0:
+                    states.append(hidden)
+                rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+                calls[number].append(_Call(() if keyword else args[1:], rest, keyword, float(hidden.double().sum())))
+                if first_only:
+                    raise _Stop
+
+            return record
+
+        handles = [
+            model.get_submodule(name).register_forward_pre_hook(hook(number), with_kwargs=True)
+            for number, name in enumerate(wanted)
+        ]
+        uncached = "use_cache" in inspect.signature(model.forward).parameters
+        try:
+            for batch in self.batches:
+                try:
+                    model(**batch, **({"use_cache": False} if uncached else {}))
+                except _Stop:
+                    continue
+        finally:
+            for handle in handles:
+                handle.remove()
+        if any(len(called) != len(self.batches) for called in calls):
+            raise CannotStream("the blocks are not each called once a forward pass")
+        return calls, states
+
+    def _dense_block(
+        self, name: str, calls: Sequence[_Call], states: Sequence[Tensor]
+    ) -> tuple[list[list[str]], dict[str, list[Tensor]], list[Tensor]]:
+        """Run a dense block; the order of its stages, the rows that enter each stage, and what leaves the block."""
+        block = self.dense.get_submodule(name)
+        inside = [module for module in self.targets if module.startswith(f"{name}.") or module == name]
+        order: list[list[str]] = []
+        inputs: dict[str, list[Tensor]] = {}
+        seen: list[tuple[Tensor, list[str]]] = []
+        batch_number = 0
+
+        def hook(module_name: str):  # noqa: ANN202  (a torch hook)
+            def record(module: nn.Module, args: tuple) -> None:
+                del module
+                stage = next((stage for tensor, stage in seen if tensor is args[0]), None)
+                if stage is None:
+                    stage = next((stage for stage in order if stage[0] == module_name), None)
+                    if stage is None:
+                        stage = [module_name]
+                        order.append(stage)
+                    seen.append((args[0], stage))
+                    mask = padding_mask(self.batches[batch_number], module_name, args[0])
+                    inputs.setdefault(stage[0], []).append(rows_of(args[0], mask))
+                if module_name not in stage:
+                    stage.append(module_name)
+
+            return record
+
+        handles = [
+            self.dense.get_submodule(module).register_forward_pre_hook(hook(module)) for module in inside
+        ]
+        outputs = []
+        try:
+            for batch_number, (call, state) in enumerate(zip(calls, states, strict=True)):  # noqa: B007
+                seen.clear()
+                outputs.append(call.run(block, state))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return order, inputs, outputs
+
+    def _drift(
+        self,
+        block_name: str,
+        stage: Sequence[str],
+        calls: Sequence[_Call],
+        states: Sequence[Tensor],
+        inputs: dict[str, list[Tensor]],
+    ) -> dict[str, Drift]:
+        """Moments of what enters a stage in the copy, against what enters it in the dense model."""
+        block, leader = self.copy.get_submodule(block_name), stage[0]
+        caught: list[Tensor] = []
+
+        def catch(module: nn.Module, args: tuple) -> None:
+            del module
+            caught.append(args[0])
+            raise _Stop
+
+        handle = self.copy.get_submodule(leader).register_forward_pre_hook(catch)
+        drift = Drift.zeros(inputs[leader][0].shape[-1])
+        try:
+            for number, (call, state) in enumerate(zip(calls, states, strict=True)):
+                caught.clear()
+                try:
+                    call.run(block, state)
+                except _Stop:
+                    own = caught[0]
+                    rows = rows_of(own, padding_mask(self.batches[number], leader, own))
+                    drift.add(inputs[leader][number], rows)
+        finally:
+            handle.remove()
+        return dict.fromkeys(stage, drift)
+
+    def _compare(self, states: Sequence[Tensor], calls: Sequence[_Call], name: str) -> None:
+        """Refuse to go on where something happens between the blocks that this walk does not see."""
+        for state, call in zip(states, calls, strict=True):
+            scale = float(state.double().abs().sum()) + 1e-9
+            if abs(float(state.double().sum()) - call.checksum) > 1e-4 * scale:
+                raise CannotStream(f"{name} is not fed with the output of the block before it")
