@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fewfold.assembled import Assembled
 from fewfold.budget.plan import Choice, Plan, plan
 from fewfold.calibration.cache import Cache, model_fingerprint
 from fewfold.calibration.collect import collect
-from fewfold.calibration.inputs import calibration_batches, fingerprint
+from fewfold.calibration.inputs import Batch, calibration_batches, fingerprint
 from fewfold.calibration.statistics import NO_STATISTICS, Statistics
 from fewfold.checkpoint.config import FewfoldConfig
 from fewfold.checkpoint.rebuild import record_of, ties_of
 from fewfold.checkpoint.structure import Structure, structure_of
+from fewfold.fitting import Fitter
 from fewfold.methods.base import Unit
 from fewfold.methods.registry import method_named
-from fewfold.progress import track
 from fewfold.recipe import Recipe, as_budgets
-from fewfold.stored import StoredEmbedding, StoredLinear
 from fewfold.surgery.replace import replace_modules
-from fewfold.surgery.targets import Target, read_weight
+from fewfold.surgery.targets import read_weight
 from fewfold.surgery.units import find_units
 
 
@@ -40,6 +37,7 @@ def compress(
     batch_size: int = 16,
     max_length: int = 128,
     cache: bool = True,
+    sequential: bool | None = None,
     calibration_name: str | None = None,
 ) -> Any:
     """Compress a model in place: same class, fewer stored numbers.
@@ -53,6 +51,8 @@ def compress(
     :param batch_size: calibration texts in a batch.
     :param max_length: tokens kept of a calibration text.
     :param cache: keep calibration statistics on disk (``FEWFOLD_CACHE``, else ``~/.cache/fewfold``).
+    :param sequential: fit target by target on the inputs that the compressed part before it gives (None: as the
+        recipe says, by default yes); False fits every target on the dense model's inputs, in less time.
     :param calibration_name: what records and cards call the calibration data.
     :return: ``model``.
     :raises FewfoldError: naming what is wrong; the model is then as it was.
@@ -62,104 +62,54 @@ def compress(
     units = find_units(model, recipe)
     targets = [target for unit in units for target in unit.targets]
     weights = {target.name: read_weight(model, target) for target in targets} if fit else {}
-    statistics = (
-        _statistics(model, units, calibration, tokenizer, batch_size, max_length, seed, cache) if fit else NO_STATISTICS
-    )
+    batches = _batches(model, units, calibration, tokenizer, batch_size, max_length) if fit else []
+    statistics = _statistics(model, units, batches, seed, cache)
     sizes = plan(model, units, budgets, weights, statistics, fit)
     choices = [choice for choice in sizes.choices if choice.settings is not None]
-    replacements = build(model, choices, weights, statistics, fit, seed)
+    fitter = Fitter(model, weights, statistics, seed)
+    if not fit:
+        replacements = fitter.fresh(choices)
+    elif batches and (recipe.sequential if sequential is None else sequential):
+        replacements = fitter.in_sequence(choices, batches)
+    else:
+        replacements = fitter.at_once(choices)
     replace_modules(model, replacements)
     _record(model, recipe, sizes, choices, statistics, fit, calibration_name)
     return model
 
 
-def _statistics(
-    model: nn.Module,
-    units: Sequence[Unit],
-    calibration: Any,
-    tokenizer: Any,
-    batch_size: int,
-    max_length: int,
-    seed: int,
-    use_cache: bool,
-) -> Statistics:
-    """Calibrate, if any unit asks for it."""
+def _batches(
+    model: nn.Module, units: Sequence[Unit], calibration: Any, tokenizer: Any, batch_size: int, max_length: int
+) -> list[Batch]:
+    """Calibration batches, where any unit asks for them."""
     asking = [unit for unit in units if method_named(unit.method).calibrates(unit) != "nothing"]
     if not asking:
-        return NO_STATISTICS
+        return []
     if calibration is None:
         warnings.warn(
             f"no calibration data: {len(asking)} targets get a plain truncated SVD, which keeps much less quality; "
             "pass calibration=texts and tokenizer=tokenizer",
             stacklevel=3,
         )
+        return []
+    return calibration_batches(calibration, tokenizer, model, batch_size, max_length)
+
+
+def _statistics(
+    model: nn.Module, units: Sequence[Unit], batches: Sequence[Batch], seed: int, use_cache: bool
+) -> Statistics:
+    """Calibrate on the batches, or read what an earlier calibration on the same left."""
+    if not batches:
         return NO_STATISTICS
-    gradients = any(method_named(unit.method).calibrates(unit) == "inputs and gradients" for unit in asking)
-    batches = calibration_batches(calibration, tokenizer, model, batch_size, max_length)
+    wanted = [method_named(unit.method).calibrates(unit) for unit in units]
+    gradients = "inputs and gradients" in wanted
+    asking = [unit for unit, what in zip(units, wanted, strict=True) if what != "nothing"]
     targets = {target.module: target for unit in asking for target in unit.targets}
     cache = None
     if use_cache:
         key = f"{model_fingerprint(model)}|{fingerprint(batches)}|{sorted(targets)}|{gradients}|{seed}"
         cache = Cache(key)
     return collect(model, list(targets.values()), batches, gradients=gradients, seed=seed, cache=cache)
-
-
-def build(
-    model: nn.Module,
-    choices: Sequence[Choice],
-    weights: Mapping[str, Tensor],
-    statistics: Statistics,
-    fit: bool,
-    seed: int,
-) -> list[tuple[Target, Assembled]]:
-    """The assembled modules of all choices, fitted (or fresh), not yet put in place."""
-    replacements = []
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for choice in track(choices, "fitting" if fit else "building"):
-            unit, settings = choice.unit, choice.settings
-            assert settings is not None
-            method = method_named(unit.method)
-            tensors = method.fit(unit, settings, weights, statistics) if fit else {}
-            for target in unit.targets:
-                old = model.get_submodule(target.module)
-                like = old.weight
-                with torch.device(like.device):
-                    module = method.build(target, settings, unit.config.stored).to(like.dtype)
-                if fit:
-                    fill(module, tensors[target.name], _bias(old, target))
-                module.requires_grad_(any(parameter.requires_grad for parameter in old.parameters()))
-                replacements.append((target, module))
-    return replacements
-
-
-def _bias(module: nn.Module, target: Target) -> Tensor | None:
-    bias = getattr(module, "bias", None)
-    if bias is None or target.kind == "embedding":
-        return None
-    return bias[target.part.start : target.part.stop] if target.part else bias
-
-
-@torch.no_grad()
-def fill(module: Assembled, tensors: Mapping[str, Tensor], bias: Tensor | None) -> None:
-    """Copy fitted tensors into an empty assembled module and put them on their stored grid.
-
-    ``bias_shift`` is added to the dense module's bias; ``name.codes`` and ``name.scales`` set an integer-stored
-    child directly.
-    """
-    for name, tensor in tensors.items():
-        if name.endswith(".weight"):
-            module.get_parameter(name).copy_(tensor)
-    own = getattr(module, "bias", None)
-    if own is not None and bias is not None:
-        shift = tensors.get("bias_shift")
-        own.copy_(bias.double() + shift.to(bias.device) if shift is not None else bias)
-    for name, leaf in module.named_modules():
-        if isinstance(leaf, StoredLinear | StoredEmbedding):
-            if f"{name}.codes" in tensors:
-                leaf.set_grid_(tensors[f"{name}.codes"], tensors[f"{name}.scales"])
-            else:
-                leaf.round_()
 
 
 def _record(

@@ -24,6 +24,7 @@ class Recipe(BaseModel):
 
     :param methods: one config a step.
     :param budget: budgets that span the configs (each config may also carry its own).
+    :param sequential: fit target by target on the inputs that the compressed part before it gives.
     :param name: what to call it.
     :param source: the paper and table row that a preset reproduces.
     """
@@ -32,6 +33,7 @@ class Recipe(BaseModel):
 
     methods: list[AnyConfig] = Field(min_length=1)
     budget: list[Budget] = Field(default_factory=list)
+    sequential: bool = True
     name: str = "custom"
     source: str = ""
 

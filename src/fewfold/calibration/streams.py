@@ -91,21 +91,20 @@ class Streams:
         :raises CannotStream: before the first stage, if the blocks cannot be run by themselves.
         """
         calls, dense_states = self._calls(self.dense)
-        _, states = self._calls(self.copy, first_only=True)
+        own_calls, states = self._calls(self.copy)
         for number, name in enumerate(self.blocks):
             order, inputs, dense_states = self._dense_block(name, calls[number], dense_states)
             if number + 1 < len(self.blocks):
                 self._compare(dense_states, calls[number + 1], self.blocks[number + 1])
             for stage in order:
-                yield self._drift(name, stage, calls[number], states, inputs)
+                yield self._drift(name, stage, own_calls[number], states, inputs)
             if number + 1 < len(self.blocks):
                 block = self.copy.get_submodule(name)
-                states = [call.run(block, state) for call, state in zip(calls[number], states, strict=True)]
+                states = [call.run(block, state) for call, state in zip(own_calls[number], states, strict=True)]
 
-    def _calls(self, model: nn.Module, first_only: bool = False) -> tuple[list[list[_Call]], list[Tensor]]:
+    def _calls(self, model: nn.Module) -> tuple[list[list[_Call]], list[Tensor]]:
         """How ``model`` calls its blocks on every batch, and the hidden states that enter the first."""
-        wanted = self.blocks[:1] if first_only else self.blocks
-        calls: list[list[_Call]] = [[] for _ in wanted]
+        calls: list[list[_Call]] = [[] for _ in self.blocks]
         states: list[Tensor] = []
 
         def hook(number: int):  # noqa: ANN202  (a torch hook)
@@ -119,22 +118,17 @@ class Streams:
                     states.append(hidden)
                 rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
                 calls[number].append(_Call(() if keyword else args[1:], rest, keyword, float(hidden.double().sum())))
-                if first_only:
-                    raise _Stop
 
             return record
 
         handles = [
             model.get_submodule(name).register_forward_pre_hook(hook(number), with_kwargs=True)
-            for number, name in enumerate(wanted)
+            for number, name in enumerate(self.blocks)
         ]
         uncached = "use_cache" in inspect.signature(model.forward).parameters
         try:
             for batch in self.batches:
-                try:
-                    model(**batch, **({"use_cache": False} if uncached else {}))
-                except _Stop:
-                    continue
+                model(**batch, **({"use_cache": False} if uncached else {}))
         finally:
             for handle in handles:
                 handle.remove()
@@ -170,9 +164,7 @@ class Streams:
 
             return record
 
-        handles = [
-            self.dense.get_submodule(module).register_forward_pre_hook(hook(module)) for module in inside
-        ]
+        handles = [self.dense.get_submodule(module).register_forward_pre_hook(hook(module)) for module in inside]
         outputs = []
         try:
             for batch_number, (call, state) in enumerate(zip(calls, states, strict=True)):  # noqa: B007

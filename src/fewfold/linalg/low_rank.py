@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewfold.linalg.spectra import damped, eigh_descending, square_root
+from fewfold.linalg.spectra import cholesky_factor, damped, eigh_descending
 
 # Breaks ties among directions that calibration never saw: there the plain weight error decides.
 TIE_BREAK = 1e-10
@@ -69,6 +69,17 @@ class LowRankSpectrum:
         """Squared error against rank: entry ``r`` is what remains with ``r`` directions, ``(k + 1,)``."""
         tail = self.gains.flip(0).cumsum(0).flip(0)
         return torch.cat([tail, tail.new_zeros(1)])
+
+
+def orthonormal(factors: LowRankFactors) -> LowRankFactors:
+    """The same product with orthonormal columns in ``up``: well conditioned, and kind to few-bit rounding.
+
+    :param factors: any factors, float64.
+    :return: factors of an equal product.
+    """
+    basis, triangle = torch.linalg.qr(factors.up)
+    signs = torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(basis.dtype)
+    return LowRankFactors(basis * signs, signs[:, None] * (triangle @ factors.down))
 
 
 def svd_spectrum(weight: Tensor) -> LowRankSpectrum:
@@ -148,12 +159,16 @@ def corrected_bias(weight: Tensor, approximation: Tensor, mean: Tensor, bias: Te
 
 
 def _left_projection(weight: Tensor, moment: Tensor | None, metric: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Project on the smaller side, the rows: ``W' = S^-1 U U^T S W`` with ``S^2`` the metric."""
-    root, inverse = (None, None) if metric is None else square_root(metric)
-    scaled = weight if root is None else root @ weight
+    """Project on the smaller side, the rows: ``W' = S^-T U U^T S^T W`` with ``S S^T`` the metric.
+
+    Any factor ``S`` of the metric gives the same ``W'``; the Cholesky factor is the cheapest.
+    """
+    factor = None if metric is None else cholesky_factor(metric)
+    scaled = weight if factor is None else factor.T @ weight
     gram = scaled @ scaled.T if moment is None else scaled @ moment @ scaled.T
     gains, basis = eigh_descending(gram)
-    return (basis if inverse is None else inverse @ basis), basis.T @ scaled, gains
+    up = basis if factor is None else torch.linalg.solve_triangular(factor.T, basis, upper=True)
+    return up, basis.T @ scaled, gains
 
 
 def _checked(weight: Tensor, input_moment: Tensor | None, output_metric: Tensor | None) -> Tensor:

@@ -57,12 +57,19 @@ def damped(metric: Tensor, damping: float) -> Tensor:
     return metric + damping * mean * identity if mean > 0 else identity
 
 
-def square_root(metric: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric square root and its inverse.
+def cholesky_factor(metric: Tensor) -> Tensor:
+    """Lower triangular ``S`` with ``S S^T`` the metric, its smallest eigenvalues raised where it is singular.
 
-    :param metric: symmetric positive definite ``(n, n)``; damp it first if it may be singular.
-    :return: ``root`` and ``inverse_root``, both ``(n, n)`` float64, with ``root @ root == metric``.
+    :param metric: symmetric positive semi-definite ``(n, n)``.
+    :return: ``(n, n)`` float64.
     """
-    values, vectors = eigh_descending(metric)
-    root = values.clamp_min(max(float(values[0]) * SMALLEST_EIGENVALUE, torch.finfo(torch.float64).tiny)).sqrt()
-    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
+    metric = metric.to(torch.float64)
+    metric = (metric + metric.T) / 2
+    floor = max(float(metric.diagonal().max()) * SMALLEST_EIGENVALUE, torch.finfo(torch.float64).tiny)
+    identity = torch.eye(metric.shape[0], dtype=torch.float64, device=metric.device)
+    for _ in range(12):
+        factor, failed = torch.linalg.cholesky_ex(metric + floor * identity)
+        if not int(failed):
+            return factor
+        floor *= 10
+    raise ValueError("the metric is not positive semi-definite: check the statistics it was built from")

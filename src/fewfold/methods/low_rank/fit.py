@@ -9,9 +9,16 @@ import torch
 from torch import Tensor
 
 from fewfold.assembled import Assembled
-from fewfold.calibration.statistics import Statistics
+from fewfold.calibration.statistics import Drift, Statistics
 from fewfold.errors import CalibrationError, RecipeError
-from fewfold.linalg.low_rank import LowRankSpectrum, calibrated_spectrum, corrected_bias, row_weighted_spectrum
+from fewfold.linalg.low_rank import (
+    LowRankSpectrum,
+    calibrated_spectrum,
+    corrected_bias,
+    orthonormal,
+    row_weighted_spectrum,
+)
+from fewfold.linalg.regression import reduced_rank_regression
 from fewfold.methods.base import Cost, Method, Unit
 from fewfold.methods.low_rank.config import LowRank
 from fewfold.methods.low_rank.modules import LowRankEmbedding, LowRankLinear
@@ -83,11 +90,14 @@ class LowRankMethod(Method):
     ) -> dict[str, dict[str, Tensor]]:
         """Factors of one rank; the bias takes up the mean error where the inputs are known."""
         (target,) = unit.targets
-        weight = weights[target.name]
-        spectrum, _ = _spectrum(unit, target, weight, statistics)
-        factors = spectrum.truncate(settings["rank"])
+        weight, rank = weights[target.name], settings["rank"]
         if target.kind == "embedding":
+            factors = _table_spectrum(unit, target, weight, statistics)[0].truncate(rank)
             return {target.name: {"latents.weight": factors.up, "up.weight": factors.down.t()}}
+        drift = statistics.drift.get(target.module) if _config(unit).weighting != "none" else None
+        if drift is not None and drift.count:
+            return {target.name: _fit_drifted(unit, target, weight, statistics, drift, rank)}
+        factors = orthonormal(_spectrum(unit, target, weight, statistics)[0].truncate(rank))
         tensors = {"down.weight": factors.down, "up.weight": factors.up}
         moments = statistics.input_moments(target)
         if target.bias and moments is not None and _config(unit).weighting != "none":
@@ -131,6 +141,24 @@ def _spectrum(unit: Unit, target: Target, weight: Tensor, statistics: Statistics
     if metric is not None:
         return spectrum, 1.0
     return spectrum, 1.0 / max(float(spectrum.gains.sum()), torch.finfo(torch.float64).tiny)
+
+
+def _fit_drifted(
+    unit: Unit, target: Target, weight: Tensor, statistics: Statistics, drift: Drift, rank: int
+) -> dict[str, Tensor]:
+    """Factors that give the dense outputs on the inputs that the compressed part before them gives."""
+    weight = weight.double()
+    mean, dense_mean = drift.total / drift.count, drift.dense_total / drift.count
+    moment, cross = drift.product / drift.count, drift.cross / drift.count
+    if target.bias:  # the bias takes up the means
+        moment, cross = moment - torch.outer(mean, mean), cross - torch.outer(dense_mean, mean)
+    metric = statistics.output_metric(target) if _config(unit).weighting in ("auto", "inputs_and_outputs") else None
+    spectrum = reduced_rank_regression(moment, weight @ cross, weight, metric)
+    factors = orthonormal(spectrum.truncate(rank))
+    tensors = {"down.weight": factors.down, "up.weight": factors.up}
+    if target.bias:
+        tensors["bias_shift"] = weight @ dense_mean - factors.up @ (factors.down @ mean)
+    return tensors
 
 
 def _table_spectrum(

@@ -1,0 +1,147 @@
+"""Fit what was planned: at once, or target by target on the inputs that the compressed part already gives."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from fewfold.assembled import Assembled
+from fewfold.budget.plan import Choice
+from fewfold.calibration.inputs import Batch
+from fewfold.calibration.statistics import Drift, Statistics
+from fewfold.calibration.streams import CannotStream, Streams, find_stacks
+from fewfold.methods.registry import method_named
+from fewfold.progress import track
+from fewfold.stored import StoredEmbedding, StoredLinear
+from fewfold.surgery.replace import replace_modules
+from fewfold.surgery.targets import Target, read_bias
+
+logger = logging.getLogger(__name__)
+
+Replacement = tuple[Target, Assembled]
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """Everything that fitting one plan needs.
+
+    :param model: the dense model; it is only read.
+    :param weights: dense weights by target name.
+    :param seed: of fresh weights.
+    """
+
+    model: nn.Module
+    weights: Mapping[str, Tensor]
+    statistics: Statistics
+    seed: int = 0
+
+    def fresh(self, choices: Sequence[Choice]) -> list[Replacement]:
+        """Modules with fresh weights, for training from scratch."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return [
+                (target, self._empty(choice, target))
+                for choice in track(choices, "building")
+                for target in choice.unit.targets
+            ]
+
+    def at_once(self, choices: Sequence[Choice]) -> list[Replacement]:
+        """Fit every choice on the dense model's inputs."""
+        return [pair for choice in track(choices, "fitting") for pair in self._fit(choice, self.statistics)]
+
+    def in_sequence(self, choices: Sequence[Choice], batches: Sequence[Batch]) -> list[Replacement]:
+        """Fit target by target: each on the inputs that the compressed part before it gives.
+
+        What stands outside of the model's stacks of blocks (tables, heads), and units of several targets, are
+        fitted first and on the dense inputs. Where the blocks cannot be run by themselves, everything is.
+        """
+        done: list[Replacement] = []
+        partial = copy.deepcopy(self.model).eval()
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            targets = [c.unit.targets[0] for c in choices if self._is_staged(c)]
+            stacks = find_stacks(self.model, targets)
+            inside = {t.module for t in targets if any(t.module.startswith(f"{b}.") for s in stacks for b in s)}
+            early = [c for c in choices if c.unit.targets[0].module not in inside or not self._is_staged(c)]
+            waiting: dict[str, list[Choice]] = {}
+            for choice in choices:
+                if not any(choice is one for one in early):
+                    waiting.setdefault(choice.unit.targets[0].module, []).append(choice)
+            for choice in track(early, "fitting"):
+                done += self._fit(choice, self.statistics)
+            if done:
+                replace_modules(partial, done)
+            for blocks in stacks:
+                streams = Streams(self.model, partial, blocks, targets, batches)
+                try:
+                    stages = sum(any(m.startswith(f"{b}.") for b in blocks) for m in waiting)
+                    for drifts in track(streams.stages(), "fitting in sequence", total=stages):
+                        fitted = self._stage(waiting, drifts)
+                        if fitted:
+                            replace_modules(partial, fitted)
+                        done += fitted
+                except CannotStream as reason:
+                    logger.warning("fitting on the dense model's inputs instead of in sequence: %s", reason)
+            for left in track([c for group in waiting.values() for c in group], "fitting"):
+                done += self._fit(left, self.statistics)
+        finally:
+            self.model.train(was_training)
+        return done
+
+    def _is_staged(self, choice: Choice) -> bool:
+        method = method_named(choice.unit.method)
+        return len(choice.unit.targets) == 1 and method.calibrates(choice.unit) != "nothing"
+
+    def _stage(self, waiting: dict[str, list[Choice]], drifts: Mapping[str, Drift]) -> list[Replacement]:
+        statistics = replace(self.statistics, drift=dict(drifts))
+        choices = [choice for module in drifts for choice in waiting.pop(module, [])]
+        return [pair for choice in choices for pair in self._fit(choice, statistics)]
+
+    def _fit(self, choice: Choice, statistics: Statistics) -> list[Replacement]:
+        unit, settings = choice.unit, choice.settings
+        assert settings is not None
+        tensors = method_named(unit.method).fit(unit, settings, self.weights, statistics)
+        pairs = []
+        for target in unit.targets:
+            module = self._empty(choice, target)
+            fill(module, tensors[target.name], read_bias(self.model, target))
+            pairs.append((target, module))
+        return pairs
+
+    def _empty(self, choice: Choice, target: Target) -> Assembled:
+        unit, settings = choice.unit, choice.settings
+        assert settings is not None
+        old = self.model.get_submodule(target.module)
+        like: Tensor = old.weight  # type: ignore[assignment]
+        with torch.device(like.device):
+            module = method_named(unit.method).build(target, settings, unit.config.stored)
+        module.requires_grad_(any(parameter.requires_grad for parameter in old.parameters()))
+        return module.to(like.dtype)
+
+
+@torch.no_grad()
+def fill(module: Assembled, tensors: Mapping[str, Tensor], bias: Tensor | None) -> None:
+    """Copy fitted tensors into an empty assembled module and put them on their stored grid.
+
+    ``bias_shift`` is added to the dense module's bias; ``name.codes`` and ``name.scales`` set an integer-stored
+    child directly.
+    """
+    for name, tensor in tensors.items():
+        if name.endswith(".weight"):
+            module.get_parameter(name).copy_(tensor)
+    own = getattr(module, "bias", None)
+    if own is not None and bias is not None:
+        shift = tensors.get("bias_shift")
+        own.copy_(bias.double() + shift.to(bias.device) if shift is not None else bias)
+    for name, leaf in module.named_modules():
+        if isinstance(leaf, StoredLinear | StoredEmbedding):
+            if f"{name}.codes" in tensors:
+                leaf.set_grid_(tensors[f"{name}.codes"], tensors[f"{name}.scales"])
+            else:
+                leaf.round_()
