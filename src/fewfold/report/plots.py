@@ -9,10 +9,12 @@ from typing import Any
 
 from fewfold.measure.quality import QualityRow
 from fewfold.optional import require
+from fewfold.report.labels import label_points
 
 # Okabe and Ito's palette: distinct to colour-blind eyes; yellow is left out, being faint on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "h")
+FLOOR = "#777777"
 
 
 def size_quality_plot(rows: Sequence[QualityRow], path: str | PathLike[str]) -> Path:
@@ -29,113 +31,89 @@ def size_quality_plot(rows: Sequence[QualityRow], path: str | PathLike[str]) -> 
     """
     if not rows:
         raise ValueError("size_quality_plot needs at least one row")
+    figure, _ = draw_size_quality(rows)
+    figure.savefig(path)
+    return Path(path)
+
+
+def draw_size_quality(rows: Sequence[QualityRow]) -> tuple[Any, list[list[Any]]]:
+    """Draw `size_quality_plot` without writing it.
+
+    :param rows: The rows, at least one.
+    :return: The matplotlib figure and, panel by panel, the boxes of the names in display coordinates.
+    :raises ImportError: If matplotlib is missing.
+    """
     require("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = 2 if any(row.sts for row in rows) else 1
-    figure = Figure(figsize=(6.4 * panels, 4.6), layout="constrained", dpi=150)
+    scored = [row for row in rows if row.sts]
+    panels = 2 if scored else 1
+    figure = Figure(figsize=(6.8 * panels, 5.2), layout="constrained", dpi=150)
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     size = rows[0].neighbours
-    _panel(axes[0], rows, [row.neighbour_overlap for row in rows])
+    drawn = [_panel(axes[0], rows, [row.neighbour_overlap for row in rows], _families(rows))]
     axes[0].set(title=f"Nearest neighbours kept (nn{size})", ylabel=f"share of {size} neighbours in common")
-    if panels == 2:
-        scored = [row for row in rows if row.sts]
-        _panel(axes[1], scored, [row.sts.spearman for row in scored if row.sts])
-        axes[1].set(title="Semantic similarity (STS)", ylabel="Spearman, 95 % interval")
+    if scored:
+        drawn.append(_panel(axes[1], scored, [r.sts.spearman for r in scored if r.sts], _families(rows)))
+        axes[1].vlines(
+            [row.bytes / 1e6 for row in scored],
+            [row.sts.low for row in scored if row.sts],
+            [row.sts.high for row in scored if row.sts],
+            colors=[_colour(row, _families(rows)) for row in scored], linewidth=1, alpha=0.35, zorder=2,
+        )  # fmt: skip
+        axes[1].set(title="Semantic similarity (STS)", ylabel="Spearman's correlation, 95 % interval")
     canvas.draw()
-    for axis in axes:
-        _label_points(axis, canvas.get_renderer())
-    target = Path(path)
-    figure.savefig(target)
-    return target
+    renderer = canvas.get_renderer()
+    return figure, [label_points(axis, points, renderer) for axis, points in zip(axes, drawn, strict=True)]
 
 
-def _panel(axis: Any, rows: Sequence[QualityRow], heights: list[float]) -> None:
-    """Draw one panel and leave the points to be labelled on `axis.fewfold_points`."""
+def _panel(
+    axis: Any, rows: Sequence[QualityRow], heights: list[float], families: list[str]
+) -> list[tuple[str, float, float]]:
+    """Draw the points and lines of one panel; return what is to be named."""
     sizes = [row.bytes / 1e6 for row in rows]
-    families = list(dict.fromkeys(_family(row) for row in rows if row.macs))
-    for family in families:
-        members = sorted((s, h) for s, h, row in zip(sizes, heights, rows, strict=True) if _is(row, family))
-        number = families.index(family)
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-        axis.plot(*zip(*members, strict=True), linewidth=1.2, markersize=7, zorder=3, **style)
+    for number, family in enumerate(families):
+        members = [i for i, row in enumerate(rows) if row.macs and _family(row) == family]
+        members.sort(key=lambda i: sizes[i])
+        marker = MARKERS[number % len(MARKERS)]
+        colour = COLOURS[number % len(COLOURS)]
+        axis.plot(
+            [sizes[i] for i in members], [heights[i] for i in members],
+            color=colour, marker=marker, markersize=7, linewidth=0.9, zorder=3,
+        )  # fmt: skip
     for row, size, height in zip(rows, sizes, heights, strict=True):
-        colour = COLOURS[families.index(_family(row)) % len(COLOURS)] if row.macs else "#777777"
         if not row.macs:
-            axis.axhline(height, color=colour, linestyle="--", linewidth=1, zorder=1)
-            axis.plot(size, height, marker="X", color=colour, markersize=7, zorder=3)
-        if row.sts and height == row.sts.spearman:
-            axis.vlines(size, row.sts.low, row.sts.high, color=colour, linewidth=1.2, alpha=0.6, zorder=2)
+            axis.axhline(height, color=FLOOR, linestyle="--", linewidth=0.9, zorder=1)
+            axis.plot(size, height, color=FLOOR, marker="X", markersize=7, zorder=3)
     _scale(axis, sizes)
-    axis.fewfold_points = list(zip((row.name for row in rows), sizes, heights, strict=True))
+    return [(row.name, size, height) for row, size, height in zip(rows, sizes, heights, strict=True)]
 
 
 def _family(row: QualityRow) -> str:
     return row.name.split(",")[0]
 
 
-def _is(row: QualityRow, family: str) -> bool:
-    return bool(row.macs) and _family(row) == family
+def _families(rows: Sequence[QualityRow]) -> list[str]:
+    return list(dict.fromkeys(_family(row) for row in rows if row.macs))
+
+
+def _colour(row: QualityRow, families: list[str]) -> str:
+    return COLOURS[families.index(_family(row)) % len(COLOURS)] if row.macs else FLOOR
 
 
 def _scale(axis: Any, sizes: list[float]) -> None:
-    """Set a logarithmic scale in megabytes with room for labels, and readable ticks."""
+    """Set a logarithmic scale in megabytes with room for names, and readable ticks."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_xscale("log")
-    axis.set_xlim(min(sizes) / 1.8, max(sizes) * 1.8)
-    axis.margins(y=0.15)
+    axis.set_xlim(min(sizes) / 2.2, max(sizes) * 2.2)
+    axis.margins(y=0.12)
     axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("stored size (MB, logarithmic)")
-    axis.grid(visible=True, color="#DDDDDD", linewidth=0.6)
+    axis.grid(visible=True, color="#E3E3E3", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def _label_points(axis: Any, renderer: Any) -> None:
-    """Write each point's name beside it, in the first place that covers no other name and no point."""
-    points = [axis.transData.transform((size, height)) for _, size, height in axis.fewfold_points]
-    frame = axis.get_window_extent(renderer)
-    taken: list[Any] = []
-    for (name, size, height), _ in sorted(
-        zip(axis.fewfold_points, points, strict=True), key=lambda pair: -pair[1][1]
-    ):
-        best, least = None, float("inf")
-        for dx, dy, side, base in _PLACES:
-            label = axis.annotate(
-                name, (size, height), (dx, dy), textcoords="offset points",
-                ha=side, va=base, fontsize=8, color="#222222", zorder=4,
-            )  # fmt: skip
-            box = label.get_window_extent(renderer)
-            hidden = sum(box.overlaps(other) for other in taken)
-            hidden += sum(box.padded(4).contains(*point) for point in points)
-            outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
-            cost = hidden + 2 * outside
-            if cost < least:
-                if best is not None:
-                    best[0].remove()
-                best, least = (label, box), cost
-            else:
-                label.remove()
-            if not least:
-                break
-        if best is not None:
-            taken.append(best[1])
-
-
-_PLACES = (
-    (8, 0, "left", "center"),
-    (-8, 0, "right", "center"),
-    (0, 9, "center", "bottom"),
-    (0, -9, "center", "top"),
-    (7, 9, "left", "bottom"),
-    (-7, 9, "right", "bottom"),
-    (7, -9, "left", "top"),
-    (-7, -9, "right", "top"),
-    (0, 20, "center", "bottom"),
-    (0, -20, "center", "top"),
-)

@@ -47,7 +47,7 @@ def calibration_and_held_out(sentences: Sequence[str], held_out: float = 0.25) -
 _BULLET = re.compile(r"^(\*|-|\d+\.|#\.) +")
 _RULE = re.compile(r"^[*=~^+|\-\s]+$")
 _VERSION = re.compile(r"^(New|Changed|Added|Deprecated)( since| in)? version [\d.]+(, [^:]*)?: *")
-_STRAY = re.compile(r"[_{}\[\]<>=|\\#@^~`/%$&+…]|\w\(|--|::|\.\w+\.|\*")
+_STRAY = re.compile(r"[_{}\[\]<>=|\\#@^~`/%$&+…]|\w\(|--|::|\.\w{2,}\.|\*")
 _ENDS = re.compile(r"(?<=[.!?])(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\betc\.)(?<!\bvs\.)\s+(?=[A-Z])")
 
 
