@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 Item = TypeVar("Item")
 
@@ -45,6 +45,14 @@ def _display() -> Iterator[Progress]:
             _current = None
 
 
+def _close(progress: Progress, task: TaskID) -> None:
+    """Take a finished line off a terminal; in a log, which is written once at the end, keep it."""
+    if progress.console.is_terminal:
+        progress.remove_task(task)
+    else:
+        progress.stop_task(task)
+
+
 def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """Yield the items of `iterable` while a bar on stderr shows how far it is.
 
@@ -64,7 +72,7 @@ def track(iterable: Iterable[Item], description: str, total: int | None = None) 
                 yield item
                 progress.update(task, completed=done, count=f"{done}/{total or '?'}")
         finally:
-            progress.remove_task(task)
+            _close(progress, task)
 
 
 @contextmanager
@@ -81,4 +89,4 @@ def step(description: str) -> Iterator[None]:
         try:
             yield
         finally:
-            progress.remove_task(task)
+            _close(progress, task)

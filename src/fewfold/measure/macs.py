@@ -71,13 +71,14 @@ def macs_per_token(
 def _plain_kernels() -> Iterator[None]:
     """Turn off the fused kernels (transformer layers, recurrent layers) that hide their products."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    mkldnn, *_ = torch.backends.mkldnn.set_flags(_enabled=False)
+    mkldnn = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        torch.backends.mkldnn.set_flags(_enabled=mkldnn)
+        torch.backends.mkldnn.enabled = mkldnn
 
 
 class _Counter(TorchDispatchMode):
