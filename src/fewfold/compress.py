@@ -34,7 +34,7 @@ def compress(
     tokenizer: Any = None,
     fit: bool = True,
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int = 32,
     max_length: int = 128,
     cache: bool = True,
     sequential: bool | None = None,

@@ -91,7 +91,7 @@ def _unpack(header: dict, tensors: dict[str, Tensor]) -> Statistics:
     groups: dict[str, dict[str, Moments]] = {"inputs": {}, "gradients": {}}
     for kind, group in groups.items():
         for name, count in header["counts"][kind].items():
-            group[name] = Moments(count, tensors[f"{kind}|{name}|total"], tensors[f"{kind}|{name}|product"])
+            group[name] = Moments.of(count, tensors[f"{kind}|{name}|total"], tensors[f"{kind}|{name}|product"])
     tokens = {name.split("|", 1)[1]: value for name, value in tensors.items() if name.startswith("tokens|")}
     return Statistics(
         inputs=groups["inputs"],

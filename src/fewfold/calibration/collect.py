@@ -93,7 +93,7 @@ class _Collector:
         if known is None:
             self.seen[id(hidden_states)] = (name, hidden_states)
         if leader == name:
-            moments = self.statistics.inputs.setdefault(name, Moments.zeros(hidden_states.shape[-1]))
+            moments = self.statistics.inputs.setdefault(name, Moments(hidden_states.shape[-1]))
             moments.add(rows_of(hidden_states, mask))
 
     def _count(self, name: str, target: Target, ids: Tensor, mask: Tensor | None) -> None:
@@ -103,7 +103,7 @@ class _Collector:
         self.statistics.token_counts[name] = counts if old is None else old + counts
 
     def _gradient(self, name: str, gradient: Tensor, mask: Tensor | None) -> None:
-        moments = self.statistics.gradients.setdefault(name, Moments.zeros(gradient.shape[-1]))
+        moments = self.statistics.gradients.setdefault(name, Moments(gradient.shape[-1]))
         moments.add(rows_of(gradient, mask))
 
     def run(self, batch: Batch, index: int) -> None:

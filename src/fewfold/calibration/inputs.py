@@ -15,7 +15,7 @@ Batch = dict[str, Tensor]
 
 
 def calibration_batches(
-    calibration: Any, tokenizer: Any, model: nn.Module, batch_size: int = 16, max_length: int = 128
+    calibration: Any, tokenizer: Any, model: nn.Module, batch_size: int = 32, max_length: int = 128
 ) -> list[Batch]:
     """Batches of model inputs, tensors on the model's device.
 

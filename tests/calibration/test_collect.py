@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+import torch
+
+from fewfold import CalibrationError
+from fewfold.calibration.cache import Cache
+from fewfold.calibration.collect import collect
+from fewfold.calibration.inputs import calibration_batches
+from fewfold.surgery.targets import find_targets
+from tests.models import inputs, make
+
+
+def seen_by(model, batches, module_name, mask_key="attention_mask"):
+    """All rows a module reads, padding left out, gathered one by one."""
+    rows = []
+
+    def hook(module, args):
+        mask = current[mask_key].bool()
+        rows.extend(args[0][i, j].double().numpy() for i, j in mask.nonzero().tolist())
+
+    handle = model.get_submodule(module_name).register_forward_pre_hook(hook)
+    with torch.no_grad():
+        for current in batches:  # noqa: B007  (read by the hook)
+            model(**current)
+    handle.remove()
+    return np.array(rows)
+
+
+@pytest.fixture
+def bert():
+    return make("bert")
+
+
+@pytest.fixture
+def batches(bert):
+    rows = [inputs("bert"), inputs("bert", batch=3, length=5)]
+    return calibration_batches(rows, None, bert)
+
+
+def test_moments_equal_a_naive_sum(bert, batches):
+    targets = find_targets(bert)
+    statistics = collect(bert, targets, batches, gradients=False)
+    for name in ("encoder.layer.1.attention.self.query", "encoder.layer.0.output.dense"):
+        target = next(t for t in targets if t.module == name)
+        moments = statistics.input_moments(target)
+        rows = seen_by(bert, batches, name)
+        assert moments.count == len(rows) == sum(int(b["attention_mask"].sum()) for b in batches)
+        np.testing.assert_allclose(moments.mean.numpy(), rows.mean(0), atol=1e-5)
+        np.testing.assert_allclose(moments.covariance.numpy(), np.cov(rows.T, bias=True), atol=1e-4)
+
+
+def test_modules_with_one_input_share_one_moment(bert, batches):
+    statistics = collect(bert, find_targets(bert), batches, gradients=False)
+    block = "encoder.layer.0.attention.self."
+    assert {statistics.leader[block + part] for part in ("query", "key", "value")} == {block + "query"}
+    assert block + "key" not in statistics.inputs
+
+
+def test_token_counts_leave_padding_out(bert, batches):
+    statistics = collect(bert, find_targets(bert), batches, gradients=False)
+    counts = statistics.token_counts["embeddings.word_embeddings"]
+    expected = torch.zeros(len(counts), dtype=torch.long)
+    for batch in batches:
+        for token, kept in zip(batch["input_ids"].flatten(), batch["attention_mask"].flatten(), strict=True):
+            expected[token] += int(kept)
+    assert torch.equal(counts, expected)
+
+
+def test_gradient_metric_predicts_the_change_of_the_output(bert, batches):
+    """E over probes of (g · dy)² is the squared change of the output, in units of the output's energy."""
+    name = "encoder.layer.1.output.dense"
+    target = next(t for t in find_targets(bert) if t.module == name)
+    probes = batches * 300
+    metric = collect(bert, [target], probes, gradients=True).output_metric(target)
+    change = 1e-3 * torch.randn(target.rows)
+    predicted = float(change.double() @ metric @ change.double())
+    with torch.no_grad():
+        squares, energies, tokens = 0.0, 0.0, 0
+        for batch in batches:
+            mask = batch["attention_mask"].bool()
+            before = bert(**batch).last_hidden_state[mask]
+            bert.get_submodule(name).bias += change
+            after = bert(**batch).last_hidden_state[mask]
+            bert.get_submodule(name).bias -= change
+            energy = (before - before.mean(0)).square().sum(-1).mean()
+            squares += float((after - before).square().sum() / energy)
+            tokens += len(before)
+    assert predicted == pytest.approx(squares / tokens, rel=0.15)
+
+
+def test_model_is_left_as_it_was(bert, batches):
+    bert.train()
+    bert.encoder.layer[0].output.dense.weight.requires_grad_(False)
+    flags = [p.requires_grad for p in bert.parameters()]
+    collect(bert, find_targets(bert), batches)
+    assert bert.training
+    assert [p.requires_grad for p in bert.parameters()] == flags
+    assert all(p.grad is None for p in bert.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in bert.modules())
+
+
+@pytest.mark.parametrize("name", ["gpt2_lm", "llama", "t5_lm", "bart", "vit"])
+def test_every_target_of_every_family_is_seen(name):
+    model = make(name)
+    targets = [t for t in find_targets(model) if not t.head and t.kind == "linear"]
+    batches = calibration_batches([inputs(name)], None, model)
+    statistics = collect(model, targets, batches)
+    for target in targets:
+        assert statistics.input_moments(target) is not None, target.name
+        assert statistics.output_metric(target).shape == (target.rows, target.rows), target.name
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(bert, batches, tmp_path):
+    targets = find_targets(bert)
+    whole = collect(bert, targets, batches * 2)
+    cache = Cache("key", tmp_path, every=0.0)
+
+    class Killed(Exception):
+        pass
+
+    calls = 0
+
+    def die(module, args):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Killed
+
+    handle = bert.register_forward_pre_hook(die)
+    with pytest.raises(Killed):
+        collect(bert, targets, batches * 2, cache=cache)
+    handle.remove()
+    calls = 0
+    handle = bert.register_forward_pre_hook(die)
+    resumed = collect(bert, targets, batches * 2, cache=cache)
+    handle.remove()
+    assert calls == 2, "the first two batches were read from disk"
+    assert resumed.tokens == whole.tokens
+    for name, moments in whole.inputs.items():
+        assert torch.allclose(resumed.inputs[name].product, moments.product, rtol=1e-12)
+        assert torch.allclose(resumed.gradients[name].product, whole.gradients[name].product, rtol=1e-12)
+
+
+def test_a_damaged_cache_is_calibrated_again(bert, batches, tmp_path):
+    cache = Cache("key", tmp_path)
+    cache.path.write_bytes(b"not a file of tensors")
+    statistics = collect(bert, find_targets(bert), batches, cache=cache)
+    assert statistics.tokens == Cache("key", tmp_path).load()[0].tokens
+
+
+def test_wrong_inputs_name_the_batch(bert):
+    with pytest.raises(CalibrationError, match="batch 0"):
+        collect(bert, find_targets(bert), [{"pixel_values": torch.zeros(1, 3, 8, 8)}])
