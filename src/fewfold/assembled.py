@@ -15,12 +15,35 @@ from torch.nn import functional as F
 Form = Literal["auto", "chained", "rebuilt"]
 
 
+_PLAIN = (nn.Linear, nn.Embedding, nn.ModuleList, nn.ModuleDict)
+
+
+def placeholder(rows: int) -> Tensor:
+    """What stands under the name of a dense weight with this many rows: no numbers, but its dtype and rows."""
+    return torch.empty(rows, 0)
+
+
+def must_be_called(child: nn.Module) -> bool:
+    """Whether a stored child's effect is more than its matrix, so that it has to be called.
+
+    True for adapters (PEFT's layers), modules of other quantizers, tensor subclasses as weights, and anything with
+    forward hooks or a replaced forward (offloading).
+    """
+    kind = type(child)
+    if kind not in _PLAIN and not kind.__module__.startswith("fewfold."):
+        return True
+    if child._forward_hooks or child._forward_pre_hooks or "forward" in child.__dict__:
+        return True
+    weight = child._parameters.get("weight")
+    return weight is not None and hasattr(weight, "__tensor_flatten__")
+
+
 class Assembled(nn.Module):
     """Base of the modules that stand where a dense weight stood.
 
-    ``weight`` is an empty buffer: it answers for dtype and device, keeps the dense weight's name in the checkpoint
-    so that a load which does not know fewfold stops at it (instead of running on random numbers), and makes code
-    that reads the dense weight fail instead of computing nonsense.
+    ``weight`` is a buffer of shape ``(rows, 0)``: it answers for dtype, device and number of rows, keeps the dense
+    weight's name in the checkpoint so that a load which does not know fewfold stops at it (instead of running on
+    random numbers), and makes code that reads the dense weight fail instead of computing nonsense.
     """
 
     weight: Tensor
@@ -28,9 +51,9 @@ class Assembled(nn.Module):
     in_features: int
     out_features: int
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.empty(0))
+        self.register_buffer("weight", placeholder(rows))
         self.form = "auto"
         self.original: tuple[nn.Module, ...] = ()
         self._rebuilt: tuple[Any, Tensor] | None = None
@@ -49,14 +72,23 @@ class Assembled(nn.Module):
 
     @property
     def running_form(self) -> Literal["chained", "rebuilt"]:
-        """The form in use: as set, else the one with fewer multiply-accumulates."""
+        """The form in use: as set, else the one with fewer multiply-accumulates.
+
+        Children that must be called (adapters, hooks, other quantizers' modules) always run chained.
+        """
+        if any(must_be_called(child) for child in self.children()):
+            return "chained"
         if self.form != "auto":
             return self.form
         return "chained" if self.chain_macs() < self.dense_macs() else "rebuilt"
 
     def rebuilt_weight(self) -> Tensor:
-        """The assembled weight, kept between calls while no gradient is asked for and no stored tensor changes."""
+        """The assembled weight, kept between calls while no gradient is asked for and no stored tensor changes.
+
+        Writes through ``parameter.data`` are invisible to this; a switch of ``train()`` and ``eval()`` forgets it.
+        """
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            self._rebuilt = None
             return self.assembled_weight()
         key = tuple(
             (id(tensor), tensor.data_ptr(), tensor.dtype, None if tensor.is_inference() else tensor._version)
@@ -65,6 +97,11 @@ class Assembled(nn.Module):
         if self._rebuilt is None or self._rebuilt[0] != key:
             self._rebuilt = (key, self.assembled_weight())
         return self._rebuilt[1]
+
+    def train(self, mode: bool = True) -> Any:
+        """As every module's; what was rebuilt is forgotten."""
+        self._rebuilt = None
+        return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__() if hasattr(super(), "__getstate__") else self.__dict__
@@ -77,7 +114,7 @@ class AssembledLinear(Assembled):
     bias: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__()
+        super().__init__(out_features)
         self.in_features, self.out_features = in_features, out_features
 
     def dense_macs(self) -> int:
@@ -87,6 +124,10 @@ class AssembledLinear(Assembled):
     def chained(self, hidden_states: Tensor) -> Tensor:
         """Multiply through the stored tensors, bias included."""
         raise NotImplementedError(f"{type(self).__name__} has no chained form")
+
+    def resize(self, rows: int) -> None:
+        """Grow or shrink to ``rows`` outputs in place (an untied head's vocabulary); kept rows stay equal."""
+        raise NotImplementedError(f"{type(self).__name__} cannot change its number of rows")
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``(…, in_features)`` to ``(…, out_features)``."""
@@ -108,7 +149,7 @@ class AssembledEmbedding(Assembled):
     scale: float
 
     def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None, scale: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(num_embeddings)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.padding_idx, self.scale = padding_idx, scale
 
@@ -131,6 +172,8 @@ class AssembledEmbedding(Assembled):
     @property
     def running_form(self) -> Literal["chained", "rebuilt"]:
         """Look-ups run through the stored tensors unless set to rebuilt."""
+        if any(must_be_called(child) for child in self.children()):
+            return "chained"
         return "rebuilt" if self.form == "rebuilt" else "chained"
 
     def forward(self, input_ids: Tensor) -> Tensor:

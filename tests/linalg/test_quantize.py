@@ -19,9 +19,7 @@ def output_error(values, quantized, moment):
     return float(torch.trace(difference @ moment @ difference.T))
 
 
-@pytest.mark.parametrize(
-    ("bits", "group_size", "bound"), [(8, None, 0.01), (4, 32, 0.1), (3, 32, 0.19), (2, 32, 0.36)]
-)
+@pytest.mark.parametrize(("bits", "group_size", "bound"), [(8, None, 0.01), (4, 32, 0.1), (3, 32, 0.19), (2, 32, 0.36)])
 @pytest.mark.parametrize("scale_dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_error_on_gaussian_rows(bits, group_size, bound, scale_dtype):
     values = random(16, 200)
@@ -46,18 +44,14 @@ def test_dequantize_matches_a_naive_loop_and_codes_are_nearest(bits):
             grid = np.arange(low, high + 1) * scale
             value = float(values[row, column])
             assert float(dense[row, column]) == pytest.approx(float(quantized.codes[row, column]) * scale)
-            assert abs(float(dense[row, column]) - value) == pytest.approx(
-                np.abs(grid - value).min(), abs=1e-6
-            )
+            assert abs(float(dense[row, column]) - value) == pytest.approx(np.abs(grid - value).min(), abs=1e-6)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_search_and_importance_lessen_their_own_error(bits):
     values, importance = random(8, 64, seed=2), torch.linspace(0.01, 5, 64).square()
     searched = quantize_matrix(values, bits, 32)
-    assert relative_error(values, searched) < relative_error(
-        values, quantize_matrix(values, bits, 32, search=False)
-    )
+    assert relative_error(values, searched) < relative_error(values, quantize_matrix(values, bits, 32, search=False))
     weighted = quantize_matrix(values, bits, 32, column_importance=importance)
     errors = [((values - q.dequantize()).square() * importance).sum() for q in (weighted, searched)]
     assert errors[0] < errors[1]

@@ -11,10 +11,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 
+from fewfold.assembled import Assembled
 from fewfold.checkpoint.config import FewfoldConfig
 from fewfold.checkpoint.rebuild import apply_structure
+from fewfold.checkpoint.resize import install_resizing
 from fewfold.errors import CheckpointError
-from fewfold.stored import unpack
+from fewfold.stored import StoredEmbedding, StoredLinear, unpack
 from fewfold.surgery.replace import Replaced
 
 
@@ -33,19 +35,18 @@ class FewfoldQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        structure = apply_structure(model, self.quantization_config.structure)
+        shapes = shapes_in(kwargs.get("checkpoint_files") or ())
+        structure = apply_structure(model, self.quantization_config.structure, _renamed(model, shapes))
         self.quantization_config = FewfoldConfig(structure)
-        check_files(model, kwargs.get("checkpoint_files") or ())
+        if shapes:
+            check_shapes(model, _renamed(model, shapes))
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        settle(model)
         unpack(model)
         forget_quantizer(model)
         return model
-
-    def get_new_dtype(self, converter: Any, param: Any, dtype: Any) -> Any:
-        """Stored tensors keep the dtype that their module gives them."""
-        return dtype
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         """Compressed models save like any other."""
@@ -76,14 +77,22 @@ def forget_quantizer(model: nn.Module) -> None:
             module.config.__dict__.pop("_is_quantized", None)
 
 
-def check_files(model: nn.Module, files: Iterable[str]) -> None:
-    """Compare the names and shapes in the weight files with what the replaced modules need, before loading.
+def settle(model: nn.Module) -> None:
+    """Undo what the load may have cast: a stored leaf's products run in the dtype of the weight it stands for."""
+    for module in model.modules():
+        if isinstance(module, Assembled):
+            for leaf in module.modules():
+                if isinstance(leaf, StoredLinear | StoredEmbedding):
+                    leaf.settle_(module.weight.dtype)
 
-    :raises CheckpointError: naming the damaged file, or the tensor that is missing or has another shape.
+
+def shapes_in(files: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in safetensors files (others are left out).
+
+    :raises CheckpointError: naming a damaged file.
     """
     found: dict[str, tuple[int, ...]] = {}
-    files = [str(file) for file in files if str(file).endswith(".safetensors")]
-    for file in files:
+    for file in (str(file) for file in files if str(file).endswith(".safetensors")):
         try:
             with safe_open(file, framework="pt") as handle:
                 found.update({name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()})  # noqa: SIM118
@@ -91,12 +100,17 @@ def check_files(model: nn.Module, files: Iterable[str]) -> None:
             raise CheckpointError(
                 f"{Path(file).name} is damaged or cut short ({error}); copy or download the checkpoint again"
             ) from error
-    if not files:
-        return
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    return found
+
+
+def check_shapes(model: nn.Module, found: dict[str, tuple[int, ...]]) -> None:
+    """Compare the names and shapes in the weight files with what the replaced modules need, before loading.
+
+    :param found: shapes by the names that tensors have in ``model``.
+    :raises CheckpointError: naming the tensor that is missing or has another shape.
+    """
     for name, tensor in _stored_tensors(model):
-        names = (name, prefix + name, name.removeprefix(prefix))
-        shape = next((found[candidate] for candidate in names if candidate in found), None)
+        shape = found.get(name)
         if shape is None:
             raise CheckpointError(
                 f"the checkpoint holds no tensor {name}, which the structure in config.json needs: weight file and "
@@ -109,6 +123,24 @@ def check_files(model: nn.Module, files: Iterable[str]) -> None:
             )
 
 
+def _renamed(model: nn.Module, found: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Tensors of a file under the names that they have in ``model``, as transformers' own loading maps them."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    conversions = get_model_conversion_mapping(model)
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    state, prefix = model.state_dict(), getattr(model, "base_model_prefix", "")
+    names: dict[str, tuple[int, ...]] = {}
+    for name, shape in found.items():
+        renamed, _ = rename_source_key(name, renamings, converters, prefix, state)
+        if renamed not in state:
+            renamed, _ = rename_source_key(name, [], [], prefix, state)
+        names[renamed] = shape
+    return names
+
+
 def _stored_tensors(model: nn.Module) -> Iterable[tuple[str, Any]]:
     state = model.state_dict()
     roots = [name for name, module in model.named_modules() if isinstance(module, Replaced)]
@@ -119,10 +151,11 @@ def _stored_tensors(model: nn.Module) -> Iterable[tuple[str, Any]]:
 
 
 def install() -> None:
-    """Register with transformers; doing it twice is harmless."""
+    """Register with transformers and serve its resizing; doing it twice is harmless."""
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
     if "fewfold" not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         register_quantization_config("fewfold")(FewfoldConfig)
     if "fewfold" not in AUTO_QUANTIZER_MAPPING:
         register_quantizer("fewfold")(FewfoldQuantizer)
+    install_resizing()

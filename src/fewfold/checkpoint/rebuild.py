@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from fewfold.stored import StoredDtype, StoredEmbedding, StoredLinear
 from fewfold.surgery.layouts import Part, fused_parts
 from fewfold.surgery.replace import Replaced, replace_modules
 from fewfold.surgery.targets import Target, describe_names, find_targets
-from fewfold.surgery.ties import Tie
+from fewfold.surgery.ties import Tie, declared_ties
 
 
 def resolve(model: nn.Module, name: str) -> str | None:
@@ -41,8 +42,11 @@ def _renamed(record: TargetRecord, module: str) -> TargetRecord:
     return record.model_copy(update={"name": name, "module": module})
 
 
-def resolve_structure(model: nn.Module, structure: Structure) -> Structure:
-    """The structure in this model's own names, without the records of heads that it does not have."""
+def resolve_structure(model: nn.Module, structure: Structure, stored: Collection[str] = ()) -> Structure:
+    """The structure in this model's own names, without the records of heads that it does not have.
+
+    :param stored: names of tensors in the checkpoint: what has a weight of its own there is not tied.
+    """
     existing: dict[str, Target] | None = None
     targets, ties = [], []
     for record in structure.targets:
@@ -62,7 +66,21 @@ def resolve_structure(model: nn.Module, structure: Structure) -> Structure:
             raise CheckpointError(f"the structure ties {tie.module} to {tie.table}, which the model does not have")
         if module is not None:
             ties.append(tie.model_copy(update={"module": module, "table": table}))
+    ties += [tie for tie in _unrecorded_ties(model, targets, ties) if f"{tie.module}.weight" not in stored]
     return structure.model_copy(update={"targets": targets, "ties": ties})
+
+
+def _unrecorded_ties(model: nn.Module, targets: list[TargetRecord], ties: list[TieRecord]) -> list[TieRecord]:
+    """Ties that this model's class declares and the checkpoint's did not have: a head around a bare body."""
+    known = {tie.module for tie in ties}
+    found = declared_ties(model)
+    return [
+        TieRecord(module=tie.module, table=record.module, role=tie.role, scale=tie.scale)
+        for record in targets
+        if record.kind == "embedding"
+        for tie in found.get(record.module, [])
+        if tie.module not in known
+    ]
 
 
 def _may_be_missing(model: nn.Module, module: str) -> bool:
@@ -129,15 +147,16 @@ def build_modules(model: nn.Module, structure: Structure) -> list[tuple[Target, 
     return built
 
 
-def apply_structure(model: nn.Module, structure: Structure) -> Structure:
+def apply_structure(model: nn.Module, structure: Structure, stored: Collection[str] = ()) -> Structure:
     """Replace the modules that a structure names by empty assembled ones, in place.
 
     Applying a structure to a model that already carries it changes nothing.
 
+    :param stored: names of the checkpoint's tensors, in this model's names.
     :return: the structure in this model's names.
     :raises CheckpointError: if the structure does not fit the model; the model is then as it was.
     """
-    structure = resolve_structure(model, structure)
+    structure = resolve_structure(model, structure, stored)
     if structure.targets and all(
         isinstance(model.get_submodule(record.module), Replaced) for record in structure.targets
     ):

@@ -64,7 +64,7 @@ class _Stored(nn.Module):
         self.stored = stored
         self.matrix_shape = (weight.shape[0], weight.shape[1])
         self.matrix_dtype = weight.dtype
-        self._grid: tuple[Tensor, Tensor] | None = None
+        self._grid = None
 
     @property
     def is_packed(self) -> bool:
@@ -75,8 +75,11 @@ class _Stored(nn.Module):
         """The float matrix ``(rows, columns)``; dequantized where only the small form is in memory."""
         if self.weight is not None:
             return self.weight
-        dtype = self.matrix_dtype if self.scales.dtype == self.stored.scale_dtype else self.scales.dtype
-        return decode(self.codes, self.scales, self.matrix_shape[1], self.stored, dtype)
+        return decode(self.codes, self.scales, self.matrix_shape[1], self.stored, self.matrix_dtype)
+
+    def grid(self) -> tuple[Tensor, Tensor]:
+        """Packed codes and scales of an integer form, as saving would write them."""
+        return (self.codes, self.scales) if self.weight is None else self._encoded()
 
     def pack_(self) -> None:
         """Keep only codes and scales in memory (integer forms; others are left as they are)."""
@@ -98,6 +101,23 @@ class _Stored(nn.Module):
         self._grid = (self.codes, self.scales)
         del self.codes, self.scales
         self.weight = nn.Parameter(weight)
+
+    def settle_(self, dtype: torch.dtype) -> None:
+        """After a load that may have cast codes and scales: their own dtypes again, and products in ``dtype``."""
+        if self.weight is None:
+            self.matrix_dtype = dtype
+            self.codes, self.scales = self.codes.to(torch.uint8), self.scales.to(self.stored.scale_dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Casts of a packed module change the dtype of its products, never its scales."""
+        if self.weight is not None:
+            return super()._apply(fn, recurse)
+        scales = self.scales
+        super()._apply(fn, recurse)
+        self.matrix_dtype = fn(torch.empty(0, dtype=self.matrix_dtype, device=scales.device)).dtype
+        if self.scales.dtype != scales.dtype:
+            self.scales = scales.to(self.scales.device)
+        return self
 
     def _encoded(self) -> tuple[Tensor, Tensor]:
         """Codes and scales of the float weight: those it came from, as long as it has not changed since."""
@@ -134,7 +154,8 @@ class _Stored(nn.Module):
             return
         weight = destination.pop(prefix + "weight")
         if self.stored.cast is not None:
-            destination[prefix + "weight"] = weight.to(self.stored.cast)
+            # the empty skeleton that a checkpoint is loaded into says the dtype in memory, not the one on disk
+            destination[prefix + "weight"] = weight if weight.is_meta else weight.to(self.stored.cast)
             return
         destination[prefix + "codes"], destination[prefix + "scales"] = self._encoded()
 
@@ -191,8 +212,7 @@ class StoredEmbedding(_Stored, nn.Embedding):
         """Ids of any shape to ``(…, columns)``; packed rows are dequantized after the look-up."""
         if self.weight is not None:
             return nn.Embedding.forward(self, input)
-        dtype = self.matrix_dtype if self.scales.dtype == self.stored.scale_dtype else self.scales.dtype
-        return decode(self.codes[input], self.scales[input], self.matrix_shape[1], self.stored, dtype)
+        return decode(self.codes[input], self.scales[input], self.matrix_shape[1], self.stored, self.matrix_dtype)
 
     def extra_repr(self) -> str:
         """nn.Embedding's text with the kept dtype."""

@@ -78,9 +78,15 @@ class FusedLinear(nn.Module):
 
     def __init__(self, parts: dict[str, nn.Module]) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.empty(0))
         self.parts = nn.ModuleDict(parts)
+        first: Any = next(iter(parts.values()))
+        self.register_buffer("weight", first.weight.new_empty(self.out_features, 0))
         self.original: tuple[nn.Module, ...] = ()
+
+    @property
+    def out_features(self) -> int:
+        """Rows of all parts together."""
+        return sum(part.out_features for part in self.parts.values())  # type: ignore[misc]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``(…, in)`` to ``(…, out)``."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from fewfold.assembled import Assembled, AssembledEmbedding
 from fewfold.errors import TargetError
@@ -126,12 +127,12 @@ def _refill(shell: nn.Module, module: nn.Module) -> nn.Module:
         bias = None if biases[0] is None else torch.cat(biases)
     else:
         weight, bias = _dense_weight(module), getattr(module, "bias", None)
-    like = shell._parameters["weight"]
-    assert like is not None
     if isinstance(module, AssembledEmbedding):
         dense.num_embeddings, dense.padding_idx = module.num_embeddings, module.padding_idx  # type: ignore[assignment]
-    elif like.shape != weight.shape:
-        weight = weight.t()
+    elif isinstance(shell, Conv1D):
+        weight, dense.nf = weight.t(), weight.shape[0]  # type: ignore[assignment]
+    else:
+        dense.out_features = weight.shape[0]  # type: ignore[assignment]
     trains = any(parameter.requires_grad for parameter in module.parameters())
     dense._parameters["weight"] = nn.Parameter(weight.detach().clone().contiguous(), trains)
     if bias is not None:

@@ -6,7 +6,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -52,6 +51,24 @@ def find_ties(model: nn.Module) -> dict[str, list[Tie]]:
     return ties
 
 
+def declared_ties(model: nn.Module) -> dict[str, list[Tie]]:
+    """As :func:`find_ties`, from what the model's class declares: on an empty skeleton nothing is tied yet."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for user, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        if user.endswith(".weight") and source.endswith(".weight"):
+            groups[source] |= {user.removesuffix(".weight"), source.removesuffix(".weight")}
+    ties: dict[str, list[Tie]] = {}
+    for group in groups.values():
+        modules = {name: model.get_submodule(name) for name in sorted(group)}
+        for home in (name for name, module in modules.items() if isinstance(module, nn.Embedding)):
+            ties[home] = [
+                Tie(name, "alias" if isinstance(module, nn.Embedding) else "head", _scale(module))
+                for name, module in modules.items()
+                if name != home and isinstance(module, nn.Embedding | nn.Linear)
+            ]
+    return ties
+
+
 def _scale(module: nn.Module) -> float:
     scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0))
     return float(scale) if isinstance(scale, int | float) else 1.0
@@ -64,7 +81,7 @@ class _Pointer(nn.Module):
 
     def __init__(self, table: AssembledEmbedding) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.empty(0))
+        self.register_buffer("weight", table.weight.new_empty(table.num_embeddings, 0))
         self._table: tuple[AssembledEmbedding, ...] = (table,)
         self.original: tuple[nn.Module, ...] = ()
 
@@ -143,10 +160,17 @@ def _without(module: Any, attribute: str, gone: set[str]) -> None:
 
 
 def restore_tie_declarations(model: nn.Module) -> None:
-    """Undo :func:`drop_tie_declarations`: the class's own declarations count again, and are applied."""
+    """Undo :func:`drop_tie_declarations`: the classes' own declarations count again, where they hold.
+
+    A class may declare a tie that its weights do not have (T5 v1.1 has a head of its own): such a one stays undeclared.
+    """
     for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            module.__dict__.pop("_tied_weights_keys", None)
-            module.all_tied_weights_keys = module.get_expanded_tied_weights_keys(all_submodels=True)
-    if isinstance(model, PreTrainedModel):
-        model.tie_weights()
+        if not isinstance(module, PreTrainedModel):
+            continue
+        module.__dict__.pop("_tied_weights_keys", None)
+        declared = module.get_expanded_tied_weights_keys(all_submodels=True)
+        module.all_tied_weights_keys = {
+            user: source
+            for user, source in declared.items()
+            if module.get_parameter_or_buffer(user) is module.get_parameter_or_buffer(source)
+        }

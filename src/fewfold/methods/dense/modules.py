@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewfold.assembled import AssembledEmbedding, AssembledLinear
-from fewfold.methods.factors import matrix_of
+from fewfold.methods.factors import bias_of, matrix_of, resized, resized_linear
 from fewfold.stored import StoredDtype, make_embedding, make_linear
 
 
@@ -21,7 +21,7 @@ class DenseLinear(AssembledLinear):
     @property
     def bias(self) -> nn.Parameter | None:  # type: ignore[override]
         """The bias, kept by ``full``."""
-        return getattr(self.full, "base_layer", self.full).bias
+        return bias_of(self.full)
 
     def chain_macs(self) -> int:
         """``in · out``, as dense."""
@@ -39,6 +39,12 @@ class DenseLinear(AssembledLinear):
     def assembled_weight(self) -> Tensor:
         """The stored matrix, ``(out, in)``."""
         return matrix_of(self.full)
+
+    @torch.no_grad()
+    def resize(self, rows: int) -> None:
+        """New outputs get the mean row; kept ones stay equal."""
+        self.full = resized_linear(self.full, rows)
+        self.out_features = rows
 
 
 class DenseEmbedding(AssembledEmbedding):
@@ -69,7 +75,5 @@ class DenseEmbedding(AssembledEmbedding):
     @torch.no_grad()
     def resize(self, rows: int) -> None:
         """New rows get the mean row; kept rows stay equal."""
-        from fewfold.methods.factors import resized
-
         self.full, self.padding_idx = resized(self.full, rows, self.padding_idx)
         self.num_embeddings = rows

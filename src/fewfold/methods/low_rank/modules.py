@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewfold.assembled import AssembledEmbedding, AssembledLinear
-from fewfold.methods.factors import matrix_of, resized
+from fewfold.methods.factors import bias_of, matrix_of, resized, resized_linear
 from fewfold.stored import StoredDtype, make_embedding, make_linear
 
 
@@ -40,7 +40,7 @@ class LowRankLinear(AssembledLinear):
     @property
     def bias(self) -> nn.Parameter | None:  # type: ignore[override]
         """The bias, kept by ``up``."""
-        return getattr(self.up, "base_layer", self.up).bias
+        return bias_of(self.up)
 
     def chain_macs(self) -> int:
         """``rank · (in + out)``."""
@@ -53,6 +53,12 @@ class LowRankLinear(AssembledLinear):
     def assembled_weight(self) -> Tensor:
         """``up.weight @ down.weight``, ``(out, in)``."""
         return matrix_of(self.up) @ matrix_of(self.down)
+
+    @torch.no_grad()
+    def resize(self, rows: int) -> None:
+        """New outputs get the mean row of ``up``; kept ones stay equal."""
+        self.up = resized_linear(self.up, rows)
+        self.out_features = rows
 
 
 class LowRankEmbedding(AssembledEmbedding):
@@ -94,7 +100,7 @@ class LowRankEmbedding(AssembledEmbedding):
         """``(h · up) · latentsᵀ``: the table is never assembled where the chain is cheaper."""
         chain = self.rank * (self.embedding_dim + self.num_embeddings)
         if self.form == "rebuilt" or (self.form == "auto" and chain >= self.embedding_dim * self.num_embeddings):
-            return F.linear(hidden_states, self.rebuilt_weight())
+            return super().attend(hidden_states)
         return F.linear(F.linear(hidden_states, matrix_of(self.up).t()), matrix_of(self.latents))
 
     def assembled_weight(self) -> Tensor:
