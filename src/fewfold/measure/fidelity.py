@@ -65,8 +65,7 @@ class Reference:
         self.texts = list(texts)
         self.batch_size = batch_size
         self.max_length = max_length
-        self.embeddings, states = self._run(dense)
-        self.hidden_states = torch.cat(states)
+        self.embeddings, self.hidden_states = self.encode(dense)
         self.neighbours = nearest_neighbours(self.embeddings, neighbours)
 
     def compare(self, model: nn.Module) -> Fidelity:
@@ -76,37 +75,40 @@ class Reference:
         :return: The three figures.
         :raises ValueError: If its hidden states have another size.
         """
-        embeddings, states = self._run(model)
-        hidden_states = torch.cat(states)
-        if hidden_states.shape != self.hidden_states.shape:
-            raise ValueError(
-                f"hidden states are {tuple(hidden_states.shape)} and the dense model's are "
-                f"{tuple(self.hidden_states.shape)}: compare models of one hidden size and one tokenizer"
-            )
-        error = (hidden_states - self.hidden_states).norm() / self.hidden_states.norm()
-        return self.compare_embeddings(embeddings, float(error))
+        return self.compare_encoded(*self.encode(model))
 
-    def compare_embeddings(self, embeddings: Tensor, hidden_error: float | None = None) -> Fidelity:
-        """Measure embeddings that were computed elsewhere, for instance without an encoder.
+    def compare_encoded(self, embeddings: Tensor, hidden_states: Tensor | None = None) -> Fidelity:
+        """Measure what `encode`, or something without an encoder, made of the texts.
 
         :param embeddings: L2-normalised, `(texts, dim)`, in the order of the texts.
-        :param hidden_error: Passed on into the result.
+        :param hidden_states: Of all real tokens, `(tokens, dim)`; leave out where there are none.
         :return: The figures.
+        :raises ValueError: If either has another size than the dense model's.
         """
+        _same_shape("embeddings", embeddings, self.embeddings)
+        error = None
+        if hidden_states is not None:
+            _same_shape("hidden states", hidden_states, self.hidden_states)
+            error = float((hidden_states - self.hidden_states).norm() / self.hidden_states.norm())
         found = nearest_neighbours(embeddings, self.neighbours.shape[1])
         shared = (found[:, :, None] == self.neighbours[:, None, :]).any(dim=2).float().mean()
         cosine = (embeddings * self.embeddings).sum(dim=1).mean()
-        return Fidelity(float(cosine), float(shared), hidden_error)
+        return Fidelity(float(cosine), float(shared), error)
 
-    def _run(self, model: nn.Module) -> tuple[Tensor, list[Tensor]]:
-        """Return the embeddings and, text by text, the hidden states of the real tokens."""
+    def encode(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Run a model over the texts.
+
+        :param model: A transformers model.
+        :return: Embeddings `(texts, dim)`, L2-normalised, and the last hidden states of all real tokens
+            `(tokens, dim)`, text after text.
+        """
         states: list[Tensor] = [torch.empty(0)] * len(self.texts)
         batches = _encoded(model, self.tokenizer, self.texts, self.batch_size, self.max_length)
         for places, hidden, mask in batches:
             for place, row, real in zip(places, hidden, mask, strict=True):
                 states[place] = row[real.bool()]
         means = torch.stack([state.mean(dim=0) for state in states])
-        return nn.functional.normalize(means, dim=1), states
+        return nn.functional.normalize(means, dim=1), torch.cat(states)
 
 
 def fidelity(
@@ -209,6 +211,14 @@ def _encoded(
             inputs = {name: value.to(device) for name, value in batch.items() if name in accepted}
             output = encoder(**inputs)
             yield places, output.last_hidden_state.float().cpu(), batch["attention_mask"]
+
+
+def _same_shape(what: str, found: Tensor, dense: Tensor) -> None:
+    if found.shape != dense.shape:
+        raise ValueError(
+            f"{what} are {tuple(found.shape)} and the dense model's are {tuple(dense.shape)}: "
+            "compare models of one hidden size and one tokenizer"
+        )
 
 
 def _encoder(model: nn.Module) -> nn.Module:

@@ -110,7 +110,7 @@ def calibration_texts(name: str = "mixed-512") -> list[str]:
     if file is None:
         raise DataUnavailable(
             f"calibration/{name}.txt is not under the data root ({data_root()}): set FEWFOLD_DATA to the "
-            "folder that has it, or calibrate on fewfold.tasks.pydoc_text.pydoc_sentences(), which is always there"
+            "folder that has it, or calibrate on fewfold.tasks.pydoc_text.pydoc_sentences()"
         )
     return [line for line in lines(file) if line.strip()]
 
