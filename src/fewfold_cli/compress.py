@@ -1,0 +1,122 @@
+"""``fewfold compress``: a model in, a smaller one out."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewfold_cli import texts
+from fewfold_cli.console import AsJson, Verbose, count, megabytes, out, print_json, table, warn, working
+from fewfold_cli.files import check_output, loadable, model_files, tokenizer_of
+
+EXAMPLE = (
+    "Example: fewfold compress ./all-MiniLM-L6-v2 ./small --recipe low-rank-int8 "
+    '--budget "parameters=1/4 of linears" --calibration texts.txt'
+)
+
+
+def compress(
+    model: Annotated[str, typer.Argument(help="Folder of a saved model, or its name on the Hub.", metavar="MODEL")],
+    output: Annotated[Path, typer.Argument(help="Folder to write.", metavar="OUT")],
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="A preset (see `fewfold recipes`) or a recipe file (.yaml).")
+    ],
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--budget",
+            "-b",
+            help="What it may cost: 'parameters=1/4 of linears', 'bytes=20MB', 'macs=3M', 'latency=2.5ms at 1x16'. "
+            "Give several for several parts.",
+        ),
+    ] = None,
+    calibration: Annotated[str | None, typer.Option("--calibration", "-c", help=texts.HELP)] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit/--no-fit", help="Fit to the model's weights, or only build the structure to train.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens kept of a calibration text.")] = 128,
+    force: Annotated[bool, typer.Option("--force", help="Replace the model that OUT holds.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compress a model and save it with its tokenizer and the files beside it.
+
+    OUT then loads as MODEL did, through AutoModel.from_pretrained or SentenceTransformer, after `import fewfold`.
+    """
+    with working(verbose), model_files(model) as files:
+        import fewfold
+        from fewfold.measure.disk import file_bytes
+        from fewfold.measure.parameters import stored_bytes, unique_parameters
+        from fewfold.progress import step
+
+        check_output(output, force, files)
+        steps = fewfold.Recipe.of(recipe)
+        calibrating, name = texts.calibration_texts(calibration) if calibration else (None, None)
+        with step("loading"):
+            loaded = fewfold.load(loadable(model, files))
+            tokenizer = tokenizer_of(files) if calibrating else None
+        before = {"parameters": unique_parameters(loaded), "bytes": stored_bytes(loaded)}
+        start = time.perf_counter()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            fewfold.compress(
+                loaded,
+                steps,
+                budget=budget,
+                calibration=calibrating,
+                tokenizer=tokenizer,
+                fit=fit,
+                seed=seed,
+                max_length=max_length,
+                calibration_name=name,
+            )
+        seconds = time.perf_counter() - start
+        with step("saving"):
+            fewfold.save(loaded, output, source=files)
+        _pass_on(caught)
+        result = {
+            "folder": str(output),
+            "seconds": seconds,
+            "before": before,
+            "weight_file_bytes": file_bytes(output),
+            **fewfold.summary(loaded).to_dict(),
+        }
+        if as_json:
+            print_json(result)
+        else:
+            _show(result, type(loaded).__name__)
+
+
+def _pass_on(caught: list[warnings.WarningMessage]) -> None:
+    for warning in caught:
+        if not issubclass(warning.category, UserWarning) or issubclass(warning.category, DeprecationWarning):
+            continue
+        message = str(warning.message)
+        if message.startswith("no calibration data"):
+            message = (
+                "no --calibration: targets got a plain truncated SVD, which keeps much less quality. Give texts like "
+                f"those the model will see, or --calibration {texts.MANUAL}"
+            )
+        warn(message)
+
+
+def _show(result: dict[str, Any], architecture: str) -> None:
+    console = out()
+    before = result["before"]
+    drawn = table(f"{architecture} compressed in {result['seconds']:.1f} s", "", "before", "after", "fewer")
+    for label, show, was, now in (
+        ("unique parameters", count, before["parameters"], result["parameters"]),
+        ("weight bytes", megabytes, before["bytes"], result["bytes"]),
+    ):
+        drawn.add_row(label, show(was), show(now), f"{was / max(now, 1):.2f}×")
+    console.print(drawn)
+    for asked in result["budgets"]:
+        console.print(f"budget {asked['asked']}: limit {asked['limit']:,.6g}, reached {asked['reached']:,.6g}")
+    kinds = sorted({(row["method"], row["stored"]) for row in result["rows"]})
+    console.print(f"{len(result['rows'])} weights replaced: " + ", ".join(f"{m} in {s}" for m, s in kinds))
+    console.print(f'saved to {result["folder"]}; load it with: import fewfold; fewfold.load("{result["folder"]}")')

@@ -1,0 +1,59 @@
+"""``fewfold densify``: a plain model again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewfold_cli.console import AsJson, Verbose, megabytes, out, print_json, working
+from fewfold_cli.files import check_output, existing_model
+
+EXAMPLE = "Example: fewfold densify ./small ./plain"
+
+
+def densify(
+    folder: Annotated[Path, typer.Argument(help="Folder of a compressed model.", metavar="DIR")],
+    output: Annotated[Path, typer.Argument(help="Folder to write.", metavar="OUT")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the model that OUT holds.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Turn a compressed model into a plain one with equal outputs, which loads without fewfold."""
+    with working(verbose):
+        existing_model(folder)
+        check_output(output, force, folder)
+        import fewfold
+        from fewfold.measure.disk import file_bytes
+        from fewfold.measure.parameters import unique_parameters
+        from fewfold.progress import step
+
+        with step("loading"):
+            model = fewfold.load(folder)
+        fewfold.densify(model)
+        with step("saving"):
+            fewfold.save(model, output, source=folder)
+        _restore_card(output)
+        result: dict[str, Any] = {
+            "folder": str(output),
+            "architecture": type(model).__name__,
+            "parameters": unique_parameters(model),
+            "weight_file_bytes": file_bytes(output),
+        }
+        if as_json:
+            print_json(result)
+        else:
+            size = megabytes(result["weight_file_bytes"])
+            out().print(
+                f"saved to {output}: a plain {result['architecture']}, {size} of weights; fewfold is not needed"
+            )
+
+
+def _restore_card(folder: Path) -> None:
+    """Put the original model card back: that of the compressed model tells of numbers that no longer hold."""
+    original, card = folder / "README.original.md", folder / "README.md"
+    if original.is_file():
+        original.replace(card)
+    else:
+        card.unlink(missing_ok=True)

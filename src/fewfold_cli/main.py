@@ -1,0 +1,45 @@
+"""``fewfold``: the command and its list of subcommands."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from fewfold_cli import compress, demo, densify, inspect, measure, recipes
+
+app = typer.Typer(
+    name="fewfold",
+    help="Make transformers models a few-fold smaller: same class, same files beside them, far fewer stored numbers.",
+    epilog="Try it on a real model: fewfold demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fewfold {metadata.version('fewfold')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("compress", epilog=compress.EXAMPLE)(compress.compress)
+app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
+app.command("measure", epilog=measure.EXAMPLE)(measure.measure)
+app.command("densify", epilog=densify.EXAMPLE)(densify.densify)
+app.command("recipes", epilog=recipes.EXAMPLE)(recipes.recipes)
+app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
+
+if __name__ == "__main__":
+    app()
