@@ -106,18 +106,8 @@ def checks(found: dict, trips: list[dict[str, float]], seconds: float) -> list[d
     return [
         check("linears at 1/4, mixed: STS-B dev", sts(default, "mixed-512"), 0.82),
         check("linears at 1/4, mixed: nn10", near(default, "mixed-512"), 0.45),
-        check(
-            "linears at 1/4, wiki: STS-B dev below mixed",
-            sts(default, "mixed-512") - sts(default, "wiki-512"),
-            0.02,
-            False,
-        ),
-        check(
-            "linears at 1/4, wiki: nn10 below mixed",
-            near(default, "mixed-512") - near(default, "wiki-512"),
-            0.02,
-            False,
-        ),
+        check("linears at 1/4, wiki: STS-B dev below mixed", sts_gap, 0.02, False),
+        check("linears at 1/4, wiki: nn10 below mixed", near_gap, 0.02, False),
         check("STS-B dev lost to int8 factors (worse text)", lost["int8"], 0.002, False),
         check("STS-B dev lost to int4 factors (worse text)", lost["int4"], 0.006, False),
         check("token table at 1/10: STS-B dev above plain SVD (worse text)", min(gains), 0.12),
