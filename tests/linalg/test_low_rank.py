@@ -2,12 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewfold.linalg.low_rank import (
-    calibrated_spectrum,
-    corrected_bias,
-    row_weighted_spectrum,
-    svd_spectrum,
-)
+from fewfold.linalg.low_rank import calibrated_spectrum, corrected_bias, svd_spectrum
 from fewfold.linalg.spectra import damped
 
 SHAPES = [(12, 20), (20, 12), (15, 15)]
@@ -96,29 +91,6 @@ def test_centred_fit_with_a_corrected_bias_beats_the_uncentred_one():
     torch.testing.assert_close(corrected_bias(weight, centred, mean, mean[:12]), bias + mean[:12])
 
 
-def test_row_weights_move_only_the_subspace():
-    table = random(40, 8)
-    weights = torch.from_numpy(np.random.default_rng(7).pareto(1.0, 40))
-    weights[3] = 0
-    factors = row_weighted_spectrum(table, weights).truncate(3)
-    _, _, right = np.linalg.svd(np.sqrt(weights.numpy())[:, None] * table.numpy(), full_matrices=False)
-    expected = table.numpy() @ right[:3].T @ right[:3]
-    np.testing.assert_allclose(factors.dense().numpy(), expected, atol=1e-8)
-    error = float((weights * (table - factors.dense()).square().sum(1)).sum())
-    assert float(row_weighted_spectrum(table, weights).errors()[3]) == pytest.approx(error, rel=1e-6)
-
-
-def test_row_weighted_full_rank_is_exact_where_few_rows_count():
-    table, weights = random(40, 8), torch.zeros(40)
-    weights[:2] = 1
-    spectrum = row_weighted_spectrum(table, weights)
-    torch.testing.assert_close(spectrum.truncate(8).dense(), table)
-    rest = table @ (torch.eye(8, dtype=torch.float64) - spectrum.down[:2].T @ spectrum.down[:2])
-    values = np.linalg.svd(rest.numpy(), compute_uv=False)
-    error = float((table - spectrum.truncate(5).dense()).square().sum())
-    assert error == pytest.approx((values[3:] ** 2).sum(), rel=1e-4)
-
-
 @pytest.mark.parametrize("rank", [0, 13, -1])
 def test_rank_out_of_range_is_named(rank):
     with pytest.raises(ValueError, match=f"rank={rank}: a 12×20 matrix takes 1…12"):
@@ -130,7 +102,3 @@ def test_bad_input_is_named():
         calibrated_spectrum(random(12, 20), moment(12, 20))
     with pytest.raises(ValueError, match="infinity or a NaN"):
         svd_spectrum(random(3, 3) / 0)
-    with pytest.raises(ValueError, match="not negative"):
-        row_weighted_spectrum(random(4, 3), -torch.ones(4))
-    with pytest.raises(ValueError, match="the table has 4 rows"):
-        row_weighted_spectrum(random(4, 3), torch.ones(3))

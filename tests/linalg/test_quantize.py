@@ -94,6 +94,29 @@ def test_feedback_lessens_output_error(bits):
     assert careful.scales.shape == plain.scales.shape
 
 
+def naive_feedback(values, moment, quantized, damping=0.01):
+    """Algorithm 1 of the GPTQ paper with the scales given, one column at a time, in numpy."""
+    size = len(moment)
+    damped = moment.numpy() + damping * np.trace(moment.numpy()) / size * np.eye(size)
+    upper = np.linalg.cholesky(np.linalg.inv(damped)).T
+    work, codes = values.double().numpy().copy(), []
+    low, high = (-127 if quantized.bits == 8 else -(2 ** (quantized.bits - 1))), 2 ** (quantized.bits - 1) - 1
+    for column in range(size):
+        scale = quantized.scales[:, column // quantized.group_size].double().numpy()
+        codes.append(np.clip(np.round(work[:, column] / scale), low, high))
+        error = (work[:, column] - codes[-1] * scale) / upper[column, column]
+        work[:, column:] -= np.outer(error, upper[column, column:])
+    return np.stack(codes, axis=1)
+
+
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 32), (4, 20), (8, None)])
+def test_feedback_matches_the_naive_loop(bits, group_size):
+    values, inputs = random(6, 70, seed=9), random(200, 70, seed=10) + 2 * random(200, 1, seed=11)
+    moment = (inputs.T @ inputs / 200).double()
+    quantized = quantize_with_feedback(values, moment, bits, group_size)
+    assert np.array_equal(quantized.codes.numpy(), naive_feedback(values, moment, quantized))
+
+
 def test_feedback_with_white_inputs_rounds_to_nearest():
     values = random(8, 64, seed=8)
     plain = quantize_matrix(values, 4, 32)

@@ -1,4 +1,4 @@
-"""Two-factor approximations ``weight ~ up @ down``: plain, calibrated on inputs and outputs, row weighted.
+"""Two-factor approximations ``weight ~ up @ down``: plain, or calibrated on inputs and outputs.
 
 The calibrated optimum minimises ``tr(M (W - W') C (W - W')^T)`` over matrices ``W'`` of rank ``r``, where
 ``C`` is the second moment of the inputs and ``M`` a metric on the outputs. With ``M = I`` it is the
@@ -110,7 +110,7 @@ def calibrated_spectrum(
     :return: the spectrum; its errors are ``tr(M (W - W') C (W - W')^T)`` with the damped metrics.
     :raises ValueError: if shapes disagree or a number is not finite.
     """
-    weight = _checked(weight, input_moment, output_metric)
+    weight = checked_matrix(weight, input_moment, output_metric)
     moment = None if input_moment is None else damped(input_moment, TIE_BREAK)
     metric = None if output_metric is None else damped(output_metric, output_damping)
     if weight.shape[0] <= weight.shape[1]:
@@ -118,31 +118,6 @@ def calibrated_spectrum(
         return LowRankSpectrum(up, down, gains)
     down, up, gains = _left_projection(weight.T, metric, moment)
     return LowRankSpectrum(up.T, down.T, gains)
-
-
-def row_weighted_spectrum(table: Tensor, row_weights: Tensor) -> LowRankSpectrum:
-    """Decompose a look-up table with some rows counting more than others.
-
-    Minimises ``sum_i f_i |e_i - e'_i|^2``. Every row, also one of weight zero, is projected onto the
-    same subspace, so the weights move the subspace only.
-
-    :param table: ``(rows, dim)``.
-    :param row_weights: ``(rows,)``, not negative, for example smoothed token counts.
-    :return: the spectrum, with ``up`` ``(rows, k)`` the short rows and ``down`` ``(k, dim)`` orthonormal
-        directions, ``k = dim`` (also where there are fewer rows).
-    :raises ValueError: if shapes disagree, a weight is negative or all are zero, or a number is not finite.
-    """
-    table = _checked(table, None, None)
-    if row_weights.shape != table.shape[:1]:
-        raise ValueError(f"row_weights {tuple(row_weights.shape)}: the table has {table.shape[0]} rows")
-    row_weights = row_weights.to(table)
-    if not bool((row_weights >= 0).all()) or not 0 < float(row_weights.sum()) < float("inf"):
-        raise ValueError("row_weights must be finite, not negative and not all zero")
-    gram = table.T @ (table * row_weights[:, None])
-    plain = table.T @ table
-    tie_break = TIE_BREAK * gram.trace() / plain.trace().clamp_min(torch.finfo(torch.float64).tiny)
-    gains, directions = eigh_descending(gram + tie_break * plain)
-    return LowRankSpectrum(table @ directions, directions.T.contiguous(), gains)
 
 
 def corrected_bias(weight: Tensor, approximation: Tensor, mean: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -171,7 +146,13 @@ def _left_projection(weight: Tensor, moment: Tensor | None, metric: Tensor | Non
     return up, basis.T @ scaled, gains
 
 
-def _checked(weight: Tensor, input_moment: Tensor | None, output_metric: Tensor | None) -> Tensor:
+def checked_matrix(
+    weight: Tensor, input_moment: Tensor | None = None, output_metric: Tensor | None = None
+) -> Tensor:
+    """The weight detached and in float64, once it and the sizes of its metrics are found to be sound.
+
+    :raises ValueError: if a shape is wrong or a weight is not finite.
+    """
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"expected a matrix, got shape {tuple(weight.shape)}")
     if not torch.isfinite(weight).all():

@@ -16,6 +16,8 @@ from fewfold.linalg.spectra import damped
 # Shares of the largest magnitude tried as the end of the grid.
 SEARCH_STEPS = 32
 SEARCH_LOWEST = 0.35
+# Columns between two updates of all later columns.
+FEEDBACK_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -121,16 +123,30 @@ def quantize_with_feedback(
     codes = torch.empty(rows, columns, dtype=torch.int8, device=values.device)
     scales = []
     for start in range(0, columns, group_size):
-        end = min(start + group_size, columns)
-        block = work[:, start:end].to(torch.float32)[:, None]
-        scale = _best_scales(block, bits, scale_dtype, importance[start:end][None, None], True)
+        group = slice(start, min(start + group_size, columns))
+        values_now = work[:, group].to(torch.float32)[:, None]
+        scale = _best_scales(values_now, bits, scale_dtype, importance[group][None, None], True)
         scales.append(scale)
-        for column in range(start, end):
-            code = _round(work[:, column], scale[:, 0].to(torch.float64), bits)
-            codes[:, column] = code.to(torch.int8)
-            error = (work[:, column] - code * scale[:, 0].to(torch.float64)) / spread[column, column]
-            work[:, column + 1 :] -= torch.outer(error, spread[column, column + 1 :])
+        for first in range(start, group.stop, FEEDBACK_BLOCK):
+            last = min(first + FEEDBACK_BLOCK, group.stop)
+            codes[:, first:last], errors = _round_block(
+                work[:, first:last], spread[first:last, first:last], scale[:, 0].to(torch.float64), bits
+            )
+            work[:, last:] -= errors @ spread[first:last, last:]
     return QuantizedMatrix(codes, torch.cat(scales, dim=1), bits, group_size)
+
+
+def _round_block(block: Tensor, spread: Tensor, scale: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Codes of a block of columns, with feedback inside it, and the errors to hand on to later columns."""
+    block = block.clone()
+    codes = torch.empty(block.shape, dtype=torch.int8, device=block.device)
+    errors = torch.empty_like(block)
+    for column in range(block.shape[1]):
+        code = _round(block[:, column], scale, bits)
+        codes[:, column] = code.to(torch.int8)
+        errors[:, column] = (block[:, column] - code * scale) / spread[column, column]
+        block[:, column + 1 :] -= torch.outer(errors[:, column], spread[column, column + 1 :])
+    return codes, errors
 
 
 def _best_scales(

@@ -1,0 +1,63 @@
+"""Low-rank look-up tables, with rows weighted by how often, and how much, they matter."""
+
+import torch
+from torch import Tensor
+
+from fewfold.linalg.low_rank import TIE_BREAK, LowRankSpectrum, checked_matrix
+from fewfold.linalg.spectra import damped, eigh_descending, square_root
+
+
+def row_weighted_spectrum(
+    table: Tensor,
+    row_weights: Tensor,
+    output_metric: Tensor | None = None,
+    output_damping: float = 0.01,
+) -> LowRankSpectrum:
+    """Decompose a look-up table with some rows counting more than others.
+
+    Minimises ``sum_i f_i (e_i - e'_i)^T M (e_i - e'_i)``. Every row, also one of weight zero, is projected
+    onto the same subspace, so the weights move the subspace only. Subtract the weighted mean row first
+    where a bias, a position or a segment embedding can take it up.
+
+    :param table: ``(rows, dim)``.
+    :param row_weights: ``(rows,)``, not negative, for example `smoothed_counts`.
+    :param output_metric: ``(dim, dim)``, for example ``E[g g^T]`` of gradients at the embedding; identity
+        if absent.
+    :param output_damping: share of the metric's mean eigenvalue added to its diagonal.
+    :return: the spectrum, with ``up`` ``(rows, k)`` the short rows and ``down`` ``(k, dim)`` the directions
+        (orthonormal without a metric), ``k = dim`` (also where there are fewer rows).
+    :raises ValueError: if shapes disagree, a weight is negative or all are zero, or a number is not finite.
+    """
+    table = checked_matrix(table)
+    dim = table.shape[1]
+    if row_weights.shape != table.shape[:1]:
+        raise ValueError(f"row_weights {tuple(row_weights.shape)}: the table has {table.shape[0]} rows")
+    if output_metric is not None and output_metric.shape != (dim, dim):
+        raise ValueError(f"output_metric {tuple(output_metric.shape)}: rows of {dim} need ({dim}, {dim})")
+    row_weights = row_weights.to(table)
+    if not bool((row_weights >= 0).all()) or not 0 < float(row_weights.sum()) < float("inf"):
+        raise ValueError("row_weights must be finite, not negative and not all zero")
+    inverse = None
+    if output_metric is not None:
+        root, inverse = square_root(damped(output_metric, output_damping))
+        table = table @ root
+    gram = table.T @ (table * row_weights[:, None])
+    plain = table.T @ table
+    tie_break = TIE_BREAK * gram.trace() / plain.trace().clamp_min(torch.finfo(torch.float64).tiny)
+    gains, directions = eigh_descending(gram + tie_break * plain)
+    down = directions.T if inverse is None else directions.T @ inverse
+    return LowRankSpectrum(table @ directions, down.contiguous(), gains)
+
+
+def smoothed_counts(counts: Tensor) -> Tensor:
+    """Token counts of a small text made fit to weight a whole vocabulary.
+
+    Adds to every token the share that Good and Turing give to an unseen one: the tokens seen once,
+    divided by the tokens never seen (Good, 1953), at least 1e-3 and at most 1.
+
+    :param counts: ``(vocab,)``, not negative.
+    :return: ``(vocab,)`` float64, all positive.
+    """
+    counts = counts.to(torch.float64)
+    unseen = max(int((counts == 0).sum()), 1)
+    return counts + min(max(int((counts == 1).sum()) / unseen, 1e-3), 1.0)
