@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from fewfold.budget.plan import Choice, Plan, plan
 from fewfold.calibration.cache import Cache, model_fingerprint
@@ -34,8 +38,10 @@ def compress(
     tokenizer: Any = None,
     fit: bool = True,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int = 64,
     max_length: int = 128,
+    max_tokens: int | None = None,
+    pieces: bool | None = None,
     cache: bool = True,
     sequential: bool | None = None,
     calibration_name: str | None = None,
@@ -50,6 +56,10 @@ def compress(
     :param seed: of everything random (gradient probes, fresh weights).
     :param batch_size: calibration texts in a batch.
     :param max_length: tokens kept of a calibration text.
+    :param max_tokens: read about this many tokens of the calibration texts (None: eight for every input of the
+        widest target, at least 16,384).
+    :param pieces: cut calibration texts into pieces of 4 to 32 words, so that statistics cover all lengths (None: do
+        so unless the model is a causal language model).
     :param cache: keep calibration statistics on disk (``FEWFOLD_CACHE``, else ``~/.cache/fewfold``).
     :param sequential: fit target by target on the inputs that the compressed part before it gives (None: as the
         recipe says, by default yes); False fits every target on the dense model's inputs, in less time.
@@ -62,7 +72,26 @@ def compress(
     units = find_units(model, recipe)
     targets = [target for unit in units for target in unit.targets]
     weights = {target.name: read_weight(model, target) for target in targets} if fit else {}
-    batches = _batches(model, units, calibration, tokenizer, batch_size, max_length) if fit else []
+    asking = [unit for unit in units if method_named(unit.method).calibrates(unit) != "nothing"] if fit else []
+    batches: list[Batch] = []
+    if asking and calibration is None:
+        warnings.warn(
+            f"no calibration data: {len(asking)} targets get a plain truncated SVD, which keeps much less quality; "
+            "pass calibration=texts and tokenizer=tokenizer",
+            stacklevel=2,
+        )
+    elif asking:
+        widest = max((t.columns for unit in asking for t in unit.targets if t.kind == "linear"), default=0)
+        batches = calibration_batches(
+            calibration,
+            tokenizer,
+            model,
+            batch_size,
+            max_length,
+            max(16384, 8 * widest) if max_tokens is None else max_tokens,
+            not is_causal(model) if pieces is None else pieces,
+            seed,
+        )
     statistics = _statistics(model, units, batches, seed, cache)
     sizes = plan(model, units, budgets, weights, statistics, fit)
     choices = [choice for choice in sizes.choices if choice.settings is not None]
@@ -78,21 +107,10 @@ def compress(
     return model
 
 
-def _batches(
-    model: nn.Module, units: Sequence[Unit], calibration: Any, tokenizer: Any, batch_size: int, max_length: int
-) -> list[Batch]:
-    """Calibration batches, where any unit asks for them."""
-    asking = [unit for unit in units if method_named(unit.method).calibrates(unit) != "nothing"]
-    if not asking:
-        return []
-    if calibration is None:
-        warnings.warn(
-            f"no calibration data: {len(asking)} targets get a plain truncated SVD, which keeps much less quality; "
-            "pass calibration=texts and tokenizer=tokenizer",
-            stacklevel=3,
-        )
-        return []
-    return calibration_batches(calibration, tokenizer, model, batch_size, max_length)
+def is_causal(model: nn.Module) -> bool:
+    """Whether a model is of a family that only continues text (GPT-2, Llama), whose inputs are long."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def _statistics(

@@ -77,8 +77,8 @@ class Fitter:
                 done += self._fit(choice, self.statistics)
             if done:
                 replace_modules(partial, done)
-            for blocks in stacks:
-                streams = Streams(self.model, partial, blocks, targets, batches)
+            for number, blocks in enumerate(stacks):
+                streams = Streams(self.model, partial, blocks, targets, batches, first=number == 0)
                 try:
                     stages = sum(any(m.startswith(f"{b}.") for b in blocks) for m in waiting)
                     for drifts in track(streams.stages(), "fitting in sequence", total=stages):
@@ -133,7 +133,7 @@ def fill(module: Assembled, tensors: Mapping[str, Tensor], bias: Tensor | None) 
     child directly.
     """
     for name, tensor in tensors.items():
-        if name.endswith(".weight"):
+        if name.endswith((".weight", ".bias")):
             module.get_parameter(name).copy_(tensor)
     own = getattr(module, "bias", None)
     if own is not None and bias is not None:

@@ -32,28 +32,31 @@ def collect(
     cf. K-FAC, Martens and Grosse 2015). A head's logits use labels drawn from the model itself, which gives the
     Fisher metric.
 
+    Every fourth batch is enough for gradients where there are many.
+
     :param targets: where to collect; modules with the same input share one set of moments.
     :param cache: keeps finished batches on disk, so that an interrupted run goes on where it stopped.
     :raises CalibrationError: if the model cannot run on a batch, or gives numbers that are not finite.
     """
-    collector = _Collector(model, targets, gradients, seed)
+    collector = _Collector(model, targets, seed)
     done = 0
     if cache is not None:
         loaded = cache.load()
         if loaded is not None:
             collector.statistics, done = loaded
+    every = max(1, min(4, len(batches) // 4))
     if done < len(batches):
         with collector.hooks():
             for index, batch in track(list(enumerate(batches))[done:], "calibrating", total=len(batches) - done):
-                collector.run(batch, index)
+                collector.run(batch, index, gradients and index % every == 0)
                 if cache is not None:
                     cache.save(collector.statistics, index + 1, final=index + 1 == len(batches))
     return collector.statistics
 
 
 class _Collector:
-    def __init__(self, model: nn.Module, targets: Sequence[Target], gradients: bool, seed: int) -> None:
-        self.model, self.gradients, self.seed = model, gradients, seed
+    def __init__(self, model: nn.Module, targets: Sequence[Target], seed: int) -> None:
+        self.model, self.seed = model, seed
         self.targets = {target.module: target for target in targets}
         self.statistics = Statistics()
         self.batch: Batch = {}
@@ -79,7 +82,7 @@ class _Collector:
                 self._count(name, target, args[0], mask)
             else:
                 self._input(name, args[0], mask)
-            if self.gradients and output.requires_grad:
+            if output.requires_grad:
                 output.register_hook(lambda gradient: self._gradient(name, gradient, mask))
 
         return hook
@@ -106,11 +109,11 @@ class _Collector:
         moments = self.statistics.gradients.setdefault(name, Moments(gradient.shape[-1]))
         moments.add(rows_of(gradient, mask))
 
-    def run(self, batch: Batch, index: int) -> None:
+    def run(self, batch: Batch, index: int, gradients: bool) -> None:
         """One forward pass, and one backward pass where gradients are asked for."""
         self.batch, self.seen = batch, {}
         try:
-            if not self.gradients:
+            if not gradients:
                 with torch.no_grad():
                     self.model(**batch)
             else:

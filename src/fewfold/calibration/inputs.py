@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from random import Random
 from typing import Any
 
 import torch
@@ -14,8 +16,18 @@ from fewfold.errors import CalibrationError
 Batch = dict[str, Tensor]
 
 
+PIECE_WORDS = (4, 32)  # shortest and longest piece that a calibration text is cut into
+
+
 def calibration_batches(
-    calibration: Any, tokenizer: Any, model: nn.Module, batch_size: int = 32, max_length: int = 128
+    calibration: Any,
+    tokenizer: Any,
+    model: nn.Module,
+    batch_size: int = 64,
+    max_length: int = 128,
+    max_tokens: int | None = None,
+    pieces: bool = False,
+    seed: int = 0,
 ) -> list[Batch]:
     """Batches of model inputs, tensors on the model's device.
 
@@ -23,6 +35,9 @@ def calibration_batches(
         with a text column (``text``, or its first column of strings) or with model-input columns.
     :param batch_size: texts in one batch; dicts are batches already.
     :param max_length: tokens kept of a text.
+    :param max_tokens: read about this many tokens of the texts, evenly spread (None: all).
+    :param pieces: cut texts into pieces of 4 to 32 words, so that lengths vary whatever the texts are.
+    :param seed: of the order and the pieces.
     :raises CalibrationError: if there is nothing to calibrate on, or it cannot be understood.
     """
     if isinstance(calibration, str):
@@ -43,7 +58,45 @@ def calibration_batches(
         raise CalibrationError("every calibration text is blank")
     if tokenizer is None:
         raise CalibrationError("calibration holds texts, so a tokenizer is needed: compress(…, tokenizer=tokenizer)")
-    return [_finish(batch, model, device) for batch in _tokenize(texts, tokenizer, model, batch_size, max_length)]
+    texts = cut_to_pieces(texts, seed) if pieces else texts
+    chosen = _within(texts, max_tokens, tokenizer, max_length, seed)
+    return [_finish(batch, model, device) for batch in _tokenize(chosen, tokenizer, model, batch_size, max_length)]
+
+
+def cut_to_pieces(texts: Sequence[str], seed: int = 0) -> list[str]:
+    """Consecutive pieces of every text, their lengths log-uniform between 4 and 32 words.
+
+    Statistics then cover short and long inputs alike, whatever the lengths of the calibration texts.
+    """
+    random = Random(seed)
+    shortest, longest = (math.log(words) for words in PIECE_WORDS)
+    pieces = []
+    for text in texts:
+        words = text.split()
+        while words:
+            count = round(math.exp(random.uniform(shortest, longest)))
+            if len(words) - count < PIECE_WORDS[0]:
+                count = min(len(words), PIECE_WORDS[1])
+            pieces.append(" ".join(words[:count]))
+            words = words[count:]
+    return pieces
+
+
+def _within(texts: Sequence[str], max_tokens: int | None, tokenizer: Any, max_length: int, seed: int) -> list[str]:
+    """Texts of about ``max_tokens`` tokens in all, drawn evenly."""
+    if max_tokens is None:
+        return list(texts)
+    order = list(range(len(texts)))
+    Random(seed).shuffle(order)
+    chosen, total = [], 0
+    for start in range(0, len(order), 256):
+        some = [texts[index] for index in order[start : start + 256]]
+        for text, ids in zip(some, tokenizer(some, truncation=True, max_length=max_length)["input_ids"], strict=True):
+            if total >= max_tokens:
+                return chosen
+            chosen.append(text)
+            total += len(ids)
+    return chosen
 
 
 def _rows(calibration: Any) -> Iterable[Any]:

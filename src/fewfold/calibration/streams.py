@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,7 @@ class Streams:
     :param copy: a copy of it that is being compressed; it is read again at every step.
     :param blocks: names of the stack's blocks, in order.
     :param targets: the targets inside, by module.
+    :param first: whether no other stack runs before this one (what a decoder is given depends on its encoder).
     """
 
     def __init__(
@@ -78,8 +80,10 @@ class Streams:
         blocks: Sequence[str],
         targets: Sequence[Target],
         batches: Sequence[Batch],
+        first: bool = True,
     ) -> None:
         self.dense, self.copy, self.blocks, self.batches = dense, copy, list(blocks), list(batches)
+        self.first = first
         self.targets = {target.module: target for target in targets}
 
     @torch.no_grad()
@@ -91,7 +95,8 @@ class Streams:
         :raises CannotStream: before the first stage, if the blocks cannot be run by themselves.
         """
         calls, dense_states = self._calls(self.dense)
-        own_calls, states = self._calls(self.copy)
+        own_calls, states = self._calls(self.copy, entry_only=self.first)
+        own_calls = calls if self.first else own_calls
         for number, name in enumerate(self.blocks):
             order, inputs, dense_states = self._dense_block(name, calls[number], dense_states)
             if number + 1 < len(self.blocks):
@@ -102,8 +107,11 @@ class Streams:
                 block = self.copy.get_submodule(name)
                 states = [call.run(block, state) for call, state in zip(own_calls[number], states, strict=True)]
 
-    def _calls(self, model: nn.Module) -> tuple[list[list[_Call]], list[Tensor]]:
-        """How ``model`` calls its blocks on every batch, and the hidden states that enter the first."""
+    def _calls(self, model: nn.Module, entry_only: bool = False) -> tuple[list[list[_Call]], list[Tensor]]:
+        """How ``model`` calls its blocks on every batch, and the hidden states that enter the first.
+
+        :param entry_only: stop at the first block.
+        """
         calls: list[list[_Call]] = [[] for _ in self.blocks]
         states: list[Tensor] = []
 
@@ -118,6 +126,8 @@ class Streams:
                     states.append(hidden)
                 rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
                 calls[number].append(_Call(() if keyword else args[1:], rest, keyword, float(hidden.double().sum())))
+                if entry_only:
+                    raise _Stop
 
             return record
 
@@ -128,11 +138,12 @@ class Streams:
         uncached = "use_cache" in inspect.signature(model.forward).parameters
         try:
             for batch in self.batches:
-                model(**batch, **({"use_cache": False} if uncached else {}))
+                with suppress(_Stop):
+                    model(**batch, **({"use_cache": False} if uncached else {}))
         finally:
             for handle in handles:
                 handle.remove()
-        if any(len(called) != len(self.batches) for called in calls):
+        if any(len(called) != len(self.batches) for called in calls[: 1 if entry_only else None]):
             raise CannotStream("the blocks are not each called once a forward pass")
         return calls, states
 

@@ -71,17 +71,6 @@ class LowRankSpectrum:
         return torch.cat([tail, tail.new_zeros(1)])
 
 
-def orthonormal(factors: LowRankFactors) -> LowRankFactors:
-    """The same product with orthonormal columns in ``up``: well conditioned, and kind to few-bit rounding.
-
-    :param factors: any factors, float64.
-    :return: factors of an equal product.
-    """
-    basis, triangle = torch.linalg.qr(factors.up)
-    signs = torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(basis.dtype)
-    return LowRankFactors(basis * signs, signs[:, None] * (triangle @ factors.down))
-
-
 def svd_spectrum(weight: Tensor) -> LowRankSpectrum:
     """Plain truncated SVD (Eckart and Young, 1936), by the Gram matrix of the smaller side.
 
@@ -146,9 +135,7 @@ def _left_projection(weight: Tensor, moment: Tensor | None, metric: Tensor | Non
     return up, basis.T @ scaled, gains
 
 
-def checked_matrix(
-    weight: Tensor, input_moment: Tensor | None = None, output_metric: Tensor | None = None
-) -> Tensor:
+def checked_matrix(weight: Tensor, input_moment: Tensor | None = None, output_metric: Tensor | None = None) -> Tensor:
     """The weight detached and in float64, once it and the sizes of its metrics are found to be sound.
 
     :raises ValueError: if a shape is wrong or a weight is not finite.

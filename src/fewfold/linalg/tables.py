@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fewfold.linalg.low_rank import TIE_BREAK, LowRankSpectrum, checked_matrix
-from fewfold.linalg.spectra import damped, eigh_descending, square_root
+from fewfold.linalg.spectra import cholesky_factor, damped, eigh_descending
 
 
 def row_weighted_spectrum(
@@ -37,15 +37,17 @@ def row_weighted_spectrum(
     row_weights = row_weights.to(table)
     if not bool((row_weights >= 0).all()) or not 0 < float(row_weights.sum()) < float("inf"):
         raise ValueError("row_weights must be finite, not negative and not all zero")
-    inverse = None
+    factor = None
     if output_metric is not None:
-        root, inverse = square_root(damped(output_metric, output_damping))
-        table = table @ root
+        factor = cholesky_factor(damped(output_metric, output_damping))
+        table = table @ factor
     gram = table.T @ (table * row_weights[:, None])
     plain = table.T @ table
     tie_break = TIE_BREAK * gram.trace() / plain.trace().clamp_min(torch.finfo(torch.float64).tiny)
     gains, directions = eigh_descending(gram + tie_break * plain)
-    down = directions.T if inverse is None else directions.T @ inverse
+    down = directions.T
+    if factor is not None:
+        down = torch.linalg.solve_triangular(factor, down, upper=False, left=False)
     return LowRankSpectrum(table @ directions, down.contiguous(), gains)
 
 

@@ -107,9 +107,7 @@ def floor_rows(
         kinds.append(("word-table average, rare words weighted, no encoder", calibration, weights))
     rows = []
     for name, counted, weights_of_rows in kinds:
-        fidelity = reference.compare_encoded(
-            static_embeddings(table, tokenizer, reference.texts, weights_of_rows)
-        )
+        fidelity = reference.compare_encoded(static_embeddings(table, tokenizer, reference.texts, weights_of_rows))
         sts = None
         if pairs:
             texts = distinct_sentences(list(pairs))

@@ -26,5 +26,5 @@ class LowRank(MethodConfig):
         "that the calibration data allows",
     )
     count_power: float = Field(
-        0.5, ge=0, le=1, description="tables: rows weigh (token count + smoothing) to this power"
+        1.0, ge=0, le=1, description="tables: rows weigh (smoothed token count) to this power; 0 weighs all equally"
     )

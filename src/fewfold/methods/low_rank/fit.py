@@ -11,19 +11,18 @@ from torch import Tensor
 from fewfold.assembled import Assembled
 from fewfold.calibration.statistics import Drift, Statistics
 from fewfold.errors import CalibrationError, RecipeError
-from fewfold.linalg.low_rank import (
-    LowRankSpectrum,
-    calibrated_spectrum,
-    corrected_bias,
-    orthonormal,
-    row_weighted_spectrum,
-)
+from fewfold.linalg.low_rank import LowRankFactors, LowRankSpectrum, calibrated_spectrum, corrected_bias
 from fewfold.linalg.regression import reduced_rank_regression
+from fewfold.linalg.round_factors import balance, round_factors
+from fewfold.linalg.tables import row_weighted_spectrum, smoothed_counts
 from fewfold.methods.base import Cost, Method, Unit
 from fewfold.methods.low_rank.config import LowRank
 from fewfold.methods.low_rank.modules import LowRankEmbedding, LowRankLinear
 from fewfold.stored import StoredDtype
 from fewfold.surgery.targets import Target
+
+RIDGE = 0.01  # pull of a fit in sequence towards the dense weight, as a share of the mean input energy
+TABLE_DAMPING = 0.3  # share of the mean eigenvalue that is added to a table's output metric
 
 
 class LowRankMethod(Method):
@@ -53,7 +52,7 @@ class LowRankMethod(Method):
     def fixed(self, unit: Unit) -> Mapping[str, Any] | None:
         """The config's rank, if it has one."""
         rank = _config(unit).rank
-        return None if rank is None else {"rank": rank}
+        return None if rank is None else _settings(unit, rank)
 
     def sizes(self, unit: Unit) -> list[Mapping[str, Any]]:
         """Every rank below break-even, in steps of ``multiple_of``."""
@@ -61,19 +60,20 @@ class LowRankMethod(Method):
         step = _config(unit).multiple_of
         last = min((target.numel - 1) // (target.rows + target.columns), target.rows, target.columns)
         ranks = list(range(step, last + 1, step)) or [max(1, last)]
-        return [{"rank": rank} for rank in ranks]
+        return [_settings(unit, rank) for rank in ranks]
 
     def cost(self, unit: Unit, settings: Mapping[str, Any], element_size: int = 4) -> Cost:
         """``rank · (rows + columns)`` numbers; a token multiplies them once (a table's: ``rank · dim``)."""
         (target,) = unit.targets
         rank, stored = settings["rank"], unit.config.stored
+        numbers = rank * (target.rows + target.columns)
         if target.kind == "embedding":
-            size = stored.matrix_bytes(target.rows, rank, element_size)
+            extra = target.columns if settings.get("mean_row") else 0
+            size = stored.matrix_bytes(target.rows, rank, element_size) + extra * element_size
             size += stored.matrix_bytes(target.columns, rank, element_size)
-            return Cost(rank * (target.rows + target.columns), size, rank * target.columns)
+            return Cost(numbers + extra, size, rank * target.columns)
         size = stored.matrix_bytes(rank, target.columns, element_size)
         size += stored.matrix_bytes(target.rows, rank, element_size)
-        numbers = rank * (target.rows + target.columns)
         return Cost(numbers, size, min(numbers, target.numel))
 
     def errors(
@@ -92,28 +92,44 @@ class LowRankMethod(Method):
         (target,) = unit.targets
         weight, rank = weights[target.name], settings["rank"]
         if target.kind == "embedding":
-            factors = _table_spectrum(unit, target, weight, statistics)[0].truncate(rank)
-            return {target.name: {"latents.weight": factors.up, "up.weight": factors.down.t()}}
+            return {target.name: _fit_table(unit, target, weight, statistics, settings)}
         drift = statistics.drift.get(target.module) if _config(unit).weighting != "none" else None
         if drift is not None and drift.count:
             return {target.name: _fit_drifted(unit, target, weight, statistics, drift, rank)}
-        factors = orthonormal(_spectrum(unit, target, weight, statistics)[0].truncate(rank))
-        tensors = {"down.weight": factors.down, "up.weight": factors.up}
-        moments = statistics.input_moments(target)
-        if target.bias and moments is not None and _config(unit).weighting != "none":
+        factors = _spectrum(unit, target, weight, statistics)[0].truncate(rank)
+        moments = statistics.input_moments(target) if _config(unit).weighting != "none" else None
+        if moments is None:
+            return {target.name: _kept(unit, factors, None)[0]}
+        moment = moments.covariance if target.bias else moments.second
+        tensors, factors = _kept(unit, factors, moment)
+        if target.bias:
             tensors["bias_shift"] = corrected_bias(weight, factors.dense(), moments.mean)
         return {target.name: tensors}
 
     def build(self, target: Target, settings: Mapping[str, Any], stored: StoredDtype) -> Assembled:
         """Empty factors of the recorded rank."""
-        rank = settings["rank"]
-        if set(settings) != {"rank"} or not isinstance(rank, int) or not 1 <= rank <= min(target.rows, target.columns):
-            raise ValueError(
-                f"a {target.rows}×{target.columns} weight takes a rank of 1…{min(target.rows, target.columns)}"
-            )
+        rank, full = settings["rank"], min(target.rows, target.columns)
+        known = {"rank", "mean_row"} if target.kind == "embedding" else {"rank"}
+        if not set(settings) <= known or not isinstance(rank, int) or not 1 <= rank <= full:
+            raise ValueError(f"a {target.rows}×{target.columns} weight takes a rank of 1…{full}")
         if target.kind == "embedding":
-            return LowRankEmbedding(target.rows, target.columns, rank, target.padding_idx, target.scale, stored)
+            return LowRankEmbedding(
+                target.rows,
+                target.columns,
+                rank,
+                target.padding_idx,
+                target.scale,
+                stored,
+                bool(settings.get("mean_row", False)),
+            )
         return LowRankLinear(target.columns, target.rows, rank, target.bias, stored)
+
+
+def _settings(unit: Unit, rank: int) -> dict[str, Any]:
+    """What the structure records of a rank: tables that are not plain SVDs keep their mean row apart."""
+    if unit.targets[0].kind == "embedding" and _config(unit).weighting != "none":
+        return {"rank": rank, "mean_row": True}
+    return {"rank": rank}
 
 
 def _config(unit: Unit) -> LowRank:
@@ -129,7 +145,7 @@ def _spectrum(unit: Unit, target: Target, weight: Tensor, statistics: Statistics
     """
     weighting = _config(unit).weighting
     if target.kind == "embedding":
-        return _table_spectrum(unit, target, weight, statistics)
+        return _table_spectrum(unit, target, weight, statistics)[:2]
     moments = None if weighting == "none" else statistics.input_moments(target)
     if weighting in ("inputs", "inputs_and_outputs") and moments is None:
         raise CalibrationError(f"{target.name} saw no calibration input; pass calibration texts that reach it")
@@ -153,24 +169,58 @@ def _fit_drifted(
     if target.bias:  # the bias takes up the means
         moment, cross = moment - torch.outer(mean, mean), cross - torch.outer(dense_mean, mean)
     metric = statistics.output_metric(target) if _config(unit).weighting in ("auto", "inputs_and_outputs") else None
-    spectrum = reduced_rank_regression(moment, weight @ cross, weight, metric)
-    factors = orthonormal(spectrum.truncate(rank))
-    tensors = {"down.weight": factors.down, "up.weight": factors.up}
+    spectrum = reduced_rank_regression(moment, weight @ cross, weight, metric, RIDGE)
+    strength = RIDGE * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype)
+    tensors, factors = _kept(unit, spectrum.truncate(rank), moment + strength)
     if target.bias:
         tensors["bias_shift"] = weight @ dense_mean - factors.up @ (factors.down @ mean)
     return tensors
 
 
+def _kept(unit: Unit, factors: LowRankFactors, input_moment: Tensor | None) -> tuple[dict[str, Tensor], LowRankFactors]:
+    """Balanced factors in their kept form, and the factors that this form stands for."""
+    stored = unit.config.stored
+    if stored.bits is None or stored.bits == 8 or input_moment is None:
+        factors = balance(factors)
+        return {"down.weight": factors.down, "up.weight": factors.up}, factors
+    rounded = round_factors(factors, input_moment, stored.bits, stored.group, stored.scale_dtype)
+    tensors = {
+        "down.codes": rounded.down.packed(),
+        "down.scales": rounded.down.scales,
+        "up.codes": rounded.up.packed(),
+        "up.scales": rounded.up.scales,
+    }
+    return tensors, rounded.dequantize(torch.float64)
+
+
+def _fit_table(
+    unit: Unit, target: Target, weight: Tensor, statistics: Statistics, settings: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Latents and directions of a table; its mean row, as the tokens weigh it, is kept apart where recorded."""
+    spectrum, _, mean = _table_spectrum(unit, target, weight, statistics)
+    factors = balance(spectrum.truncate(settings["rank"]))
+    tensors = {"latents.weight": factors.up, "up.weight": factors.down.t()}
+    if settings.get("mean_row"):
+        tensors["up.bias"] = mean
+    return tensors
+
+
 def _table_spectrum(
     unit: Unit, target: Target, weight: Tensor, statistics: Statistics
-) -> tuple[LowRankSpectrum, float]:
+) -> tuple[LowRankSpectrum, float, Tensor]:
+    """The decomposition of a table, what makes its errors comparable, and the mean row that was taken off."""
     config = _config(unit)
     counts = None if config.weighting == "none" else statistics.counts(target)
-    if counts is None:
-        if config.weighting in ("inputs", "inputs_and_outputs"):
-            raise CalibrationError(f"{target.name} was never looked up during calibration; pass texts")
-        row_weights = torch.ones(target.rows, dtype=torch.float64)
-    else:
-        row_weights = (counts.double() + 1.0).pow(config.count_power)
-    spectrum = row_weighted_spectrum(weight, row_weights)
-    return spectrum, 1.0 / max(float(spectrum.gains.sum()), torch.finfo(torch.float64).tiny)
+    if counts is None and config.weighting in ("inputs", "inputs_and_outputs"):
+        raise CalibrationError(f"{target.name} was never looked up during calibration; pass texts")
+    row_weights = torch.ones(target.rows, dtype=torch.float64)
+    if counts is not None:
+        row_weights = smoothed_counts(counts).pow(config.count_power)
+    row_weights = row_weights / row_weights.sum()
+    weight = weight.double()
+    mean = row_weights @ weight if config.weighting != "none" else torch.zeros(target.columns, dtype=torch.float64)
+    metric = statistics.output_metric(target) if config.weighting in ("auto", "inputs_and_outputs") else None
+    spectrum = row_weighted_spectrum(weight - mean, row_weights, metric, TABLE_DAMPING)
+    if metric is not None:
+        return spectrum, 1.0, mean
+    return spectrum, 1.0 / max(float(spectrum.gains.sum()), torch.finfo(torch.float64).tiny), mean

@@ -62,7 +62,10 @@ class LowRankLinear(AssembledLinear):
 
 
 class LowRankEmbedding(AssembledEmbedding):
-    """``rows = up(latents(ids))`` with ``latents: (vocab, rank)`` and ``up: rank → dim``."""
+    """``rows = up(latents(ids))`` with ``latents: (vocab, rank)`` and ``up: rank → dim``.
+
+    :param mean_row: whether ``up`` adds a row to every row (its bias, ``(dim,)``).
+    """
 
     def __init__(
         self,
@@ -72,12 +75,13 @@ class LowRankEmbedding(AssembledEmbedding):
         padding_idx: int | None = None,
         scale: float = 1.0,
         stored: StoredDtype | None = None,
+        mean_row: bool = False,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, padding_idx, scale)
         stored = stored or StoredDtype()
         self.rank = rank
         self.latents = make_embedding(num_embeddings, rank, padding_idx, stored)
-        self.up = make_linear(rank, embedding_dim, False, stored)
+        self.up = make_linear(rank, embedding_dim, mean_row, stored)
         self.reset_parameters()
 
     def reset_parameters(self, std: float = 0.02) -> None:
@@ -87,6 +91,13 @@ class LowRankEmbedding(AssembledEmbedding):
         with torch.no_grad():
             matrix_of(self.latents).normal_(std=std)
             matrix_of(self.up).normal_(std=1.0 / math.sqrt(self.rank))
+            if self.mean_row is not None:
+                self.mean_row.zero_()
+
+    @property
+    def mean_row(self) -> nn.Parameter | None:
+        """What is added to every row, ``(dim,)``."""
+        return getattr(self.up, "base_layer", self.up).bias
 
     def chain_macs(self) -> int:
         """``rank · dim`` a looked-up row."""
@@ -101,11 +112,13 @@ class LowRankEmbedding(AssembledEmbedding):
         chain = self.rank * (self.embedding_dim + self.num_embeddings)
         if self.form == "rebuilt" or (self.form == "auto" and chain >= self.embedding_dim * self.num_embeddings):
             return super().attend(hidden_states)
-        return F.linear(F.linear(hidden_states, matrix_of(self.up).t()), matrix_of(self.latents))
+        logits = F.linear(F.linear(hidden_states, matrix_of(self.up).t()), matrix_of(self.latents))
+        return logits if self.mean_row is None else logits + (hidden_states @ self.mean_row)[..., None]
 
     def assembled_weight(self) -> Tensor:
-        """``latents @ up.weightᵀ``, ``(vocab, dim)``."""
-        return matrix_of(self.latents) @ matrix_of(self.up).t()
+        """``latents @ up.weightᵀ + mean row``, ``(vocab, dim)``."""
+        table = matrix_of(self.latents) @ matrix_of(self.up).t()
+        return table if self.mean_row is None else table + self.mean_row
 
     @torch.no_grad()
     def resize(self, rows: int) -> None:
