@@ -20,7 +20,7 @@ def seen_by(model, batches, module_name, mask_key="attention_mask"):
 
     handle = model.get_submodule(module_name).register_forward_pre_hook(hook)
     with torch.no_grad():
-        for current in batches:  # noqa: B007  (read by the hook)
+        for current in batches:
             model(**current)
     handle.remove()
     return np.array(rows)
@@ -75,7 +75,7 @@ def test_gradient_metric_predicts_the_change_of_the_output(bert, batches):
     change = 1e-3 * torch.randn(target.rows)
     predicted = float(change.double() @ metric @ change.double())
     with torch.no_grad():
-        squares, energies, tokens = 0.0, 0.0, 0
+        squares, tokens = 0.0, 0
         for batch in batches:
             mask = batch["attention_mask"].bool()
             before = bert(**batch).last_hidden_state[mask]
@@ -136,9 +136,11 @@ def test_an_interrupted_run_goes_on_where_it_stopped(bert, batches, tmp_path):
     handle.remove()
     assert calls == 2, "the first two batches were read from disk"
     assert resumed.tokens == whole.tokens
-    for name, moments in whole.inputs.items():
-        assert torch.allclose(resumed.inputs[name].product, moments.product, rtol=1e-12)
-        assert torch.allclose(resumed.gradients[name].product, whole.gradients[name].product, rtol=1e-12)
+    for kind in ("inputs", "gradients"):
+        before, after = getattr(whole, kind), getattr(resumed, kind)
+        assert before.keys() == after.keys()
+        for name, moments in before.items():
+            torch.testing.assert_close(after[name].product, moments.product, rtol=1e-5, atol=1e-7)
 
 
 def test_a_damaged_cache_is_calibrated_again(bert, batches, tmp_path):

@@ -80,9 +80,5 @@ def test_fitting_in_sequence_is_no_worse_than_at_once(family):
     for sequential in (False, True):
         model = compress(copy.deepcopy(dense), LowRank(rank=5), calibration=batches, sequential=sequential, cache=False)
         with torch.no_grad():
-            errors[sequential] = float(
-                sum(
-                    (model(**batch)[0] - dense(**batch)[0]).square().sum() for batch in batches
-                )
-            )
+            errors[sequential] = float(sum((model(**batch)[0] - dense(**batch)[0]).square().sum() for batch in batches))
     assert errors[True] < 1.05 * errors[False]

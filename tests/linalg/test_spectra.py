@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewfold.linalg.spectra import damped, eigh_descending, fix_signs, square_root
+from fewfold.linalg.spectra import cholesky_factor, damped, eigh_descending, fix_signs
 
 
 def random(*shape, seed=0):
@@ -24,12 +24,13 @@ def test_signs_do_not_depend_on_the_input_signs():
     assert torch.equal(fix_signs(vectors), fix_signs(flipped))
 
 
-def test_square_root_and_damping():
+def test_cholesky_factor_and_damping():
     factor = random(6, 3)
     metric = damped(factor @ factor.T, 0.1)
-    root, inverse = square_root(metric)
-    torch.testing.assert_close(root @ root, metric)
-    torch.testing.assert_close(root @ inverse, torch.eye(6, dtype=torch.float64))
+    factor = cholesky_factor(metric)
+    torch.testing.assert_close(factor @ factor.T, metric, rtol=1e-6, atol=1e-6)
+    singular = torch.diag(torch.tensor([1.0, 0.0, -1e-12], dtype=torch.float64))
+    assert torch.isfinite(torch.linalg.inv(cholesky_factor(singular))).all()
     assert torch.equal(damped(torch.zeros(3, 3), 0.1), torch.eye(3, dtype=torch.float64))
 
 

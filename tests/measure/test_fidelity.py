@@ -95,8 +95,7 @@ def test_figures_against_loops(minilm, tokenizer):
     shares = []
     for i in range(len(TEXTS)):
         first, second = (
-            set(sorted((j for j in range(len(TEXTS)) if j != i), key=lambda j: -(e[i] @ e[j]))[:3])
-            for e in (u, v)
+            set(sorted((j for j in range(len(TEXTS)) if j != i), key=lambda j: -(e[i] @ e[j]))[:3]) for e in (u, v)
         )
         shares.append(len(first & second) / 3)
     error = np.sqrt(sum(((x - y) ** 2).sum() for x, y in zip(a, b, strict=True)))

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fewfold.surgery.targets import Target
 
-
 FLUSH_ROWS = 4096  # rows that are summed in fp32 before they enter the fp64 sum
 
 
