@@ -34,11 +34,13 @@ def draw(demo: Demo, path: Path) -> Path:
 
 
 def _panel(axis: Any, demo: Demo, shown: list[Figure], colour: str, title: str) -> None:
+    widest = 1.0
     for place, figure in enumerate(shown):
         dense, compressed = figure.value(demo.dense), figure.value(demo.compressed)
         if not dense or compressed is None:
             continue
         share = compressed / dense
+        widest = max(widest, share)
         axis.barh(place, 1, color=FULL, height=0.62)
         axis.barh(place, share, color=colour, height=0.62)
         text = f"{figure.show(compressed)} of {figure.show(dense)}" if figure.is_cost else figure.show(compressed)
@@ -54,7 +56,7 @@ def _panel(axis: Any, demo: Demo, shown: list[Figure], colour: str, title: str) 
     axis.set_yticks(range(len(shown)), [figure.short for figure in shown])
     axis.invert_yaxis()
     axis.set_title(title, fontsize=11)
-    axis.set_xlim(0, 1.02)
+    axis.set_xlim(0, 1.02 * widest)
     axis.set_xticks([])
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)

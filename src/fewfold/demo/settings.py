@@ -29,7 +29,7 @@ class Settings:
 
     recipe: Any = None
     budgets: tuple[str, ...] = DEFAULT_BUDGETS
-    calibration_texts: int = 256
+    calibration_texts: int = 512
     shapes: tuple[tuple[int, int], ...] = ((1, 16), (8, 128))
     repeats: tuple[int, ...] = (40, 10)
     seed: int = 0

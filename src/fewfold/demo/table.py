@@ -67,9 +67,13 @@ def cells(demo: Demo) -> list[list[str]]:
         values = [figure.value(row) for row in demo.rows.values()]
         shown = ["–" if value is None else figure.show(value) for value in values]
         dense, compressed, _ = values
-        times = f"{dense / compressed:.1f}× less" if figure.is_cost and dense and compressed else ""
+        times = _times(dense, compressed) if figure.is_cost and dense and compressed else ""
         lines.append([figure.label, shown[0], shown[1], times, shown[2] if not figure.is_cost else ""])
     return lines
+
+
+def _times(dense: float, compressed: float) -> str:
+    return f"{dense / compressed:.1f}× less" if compressed <= dense else f"{compressed / dense:.1f}× more"
 
 
 HEADERS = ("", "dense", "compressed", "", f"floor: {FLOOR}")
