@@ -71,8 +71,8 @@ def macs_per_token(
 def _plain_kernels() -> Iterator[None]:
     """Turn off the fused kernels (transformer layers, recurrent layers) that hide their products."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    mkldnn = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False
+    mkldnn: Any = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield

@@ -107,11 +107,16 @@ def floor_rows(
         kinds.append(("word-table average, rare words weighted, no encoder", calibration, weights))
     rows = []
     for name, counted, weights_of_rows in kinds:
-        fidelity = reference.compare_encoded(static_embeddings(table, tokenizer, reference.texts, weights_of_rows))
+        embeddings = static_embeddings(table, tokenizer, reference.texts, weights_of_rows)
+        fidelity = reference.compare_encoded(embeddings)
         sts = None
         if pairs:
             texts = distinct_sentences(list(pairs))
-            sts = score_embeddings(static_embeddings(table, tokenizer, texts, weights_of_rows), texts, pairs)
+            known = _rows_of(reference.texts, embeddings, texts)
+            found = (
+                known if known is not None else static_embeddings(table, tokenizer, texts, weights_of_rows)
+            )
+            sts = score_embeddings(found, texts, pairs)
         sizes = table.numel() * table.element_size(), table.numel(), 0.0
         rows.append(_row(name, counted, sts, fidelity, sizes, None, reference))
     return rows

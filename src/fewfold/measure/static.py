@@ -26,7 +26,10 @@ def static_embeddings(
         table = table * weights[:, None].float()
     room = max_length - tokenizer.num_special_tokens_to_add()
     encoded = tokenizer(list(texts), truncation=True, max_length=room, add_special_tokens=False)["input_ids"]
-    means = torch.stack([table[torch.tensor(ids, dtype=torch.long)].sum(dim=0) for ids in encoded])
+    starts = torch.tensor([0, *(len(ids) for ids in encoded[:-1])]).cumsum(dim=0)
+    flat = torch.tensor([token for ids in encoded for token in ids], dtype=torch.long)
+    # A sum points the same way as a mean, and is zero for a text without tokens.
+    means = torch.nn.functional.embedding_bag(flat, table, starts, mode="sum")
     return torch.nn.functional.normalize(means, dim=1)
 
 

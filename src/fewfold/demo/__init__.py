@@ -1,0 +1,1 @@
+"""The whole way on a real model: compress, save, reload in a new process, measure, show."""
