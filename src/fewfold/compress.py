@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from fewfold.budget.plan import Choice, Plan, plan
+from fewfold.budget.plan import Choice, Plan, Reached, plan
 from fewfold.calibration.cache import Cache, model_fingerprint
 from fewfold.calibration.collect import collect
 from fewfold.calibration.inputs import Batch, calibration_batches, fingerprint
@@ -21,6 +21,7 @@ from fewfold.checkpoint.config import FewfoldConfig
 from fewfold.checkpoint.rebuild import record_of, ties_of
 from fewfold.checkpoint.structure import Structure, structure_of
 from fewfold.fitting import Fitter
+from fewfold.measure.latency import latency
 from fewfold.methods.base import Unit
 from fewfold.methods.registry import method_named
 from fewfold.recipe import Recipe, as_budgets
@@ -159,7 +160,7 @@ def _record(
             {"method": config.method, **config.model_dump(mode="json", exclude_defaults=True)}
             for config in recipe.methods
         ],
-        "budgets": [{"asked": r.asked, "limit": r.limit, "reached": r.reached} for r in sizes.reached],
+        "budgets": [_outcome(model, reached) for reached in sizes.reached],
         "fitted": fit,
         "calibration": {
             "name": calibration_name or ("unnamed" if statistics.texts else "none"),
@@ -175,6 +176,22 @@ def _record(
         provenance={"steps": [*old.provenance.get("steps", []), step]},
     )
     carry(model, structure)
+
+
+def _outcome(model: nn.Module, reached: Reached) -> dict[str, Any]:
+    """A budget's record; a latency is measured on the finished model as well."""
+    record = {"asked": reached.budget.text, "limit": reached.limit, "reached": reached.reached}
+    limit = reached.budget.limit
+    if reached.budget.quantity == "latency" and limit.part is None:
+        timing = latency({"model": model}, batch=limit.batch, length=limit.length, threads=limit.threads)["model"]
+        record["measured"] = timing.median
+        if timing.median > 1.1 * reached.limit:
+            warnings.warn(
+                f"budget {reached.budget.text!r}: the finished model takes {timing.median:.2f} ms; the machine was "
+                "busy, or the rest of the model weighs more than was measured. Ask for less, or measure again",
+                stacklevel=4,
+            )
+    return record
 
 
 def carry(model: nn.Module, structure: Structure) -> None:

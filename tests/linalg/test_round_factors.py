@@ -35,9 +35,7 @@ def test_refit_is_least_squares():
     factors, inputs = LowRankFactors(random(20, 5), random(5, 30, seed=4)), random(200, 30, seed=5)
     down = factors.down + 0.1 * random(5, 30, seed=6)
     up = refit_up(factors, down, inputs.T @ inputs, damping=1e-12)
-    expected = np.linalg.lstsq((inputs @ down.T).numpy(), (inputs @ factors.dense().T).numpy(), rcond=None)[
-        0
-    ].T
+    expected = np.linalg.lstsq((inputs @ down.T).numpy(), (inputs @ factors.dense().T).numpy(), rcond=None)[0].T
     np.testing.assert_allclose(up.numpy(), expected, atol=1e-8)
     torch.testing.assert_close(refit_up(factors, factors.down, inputs.T @ inputs), factors.up)
     torch.testing.assert_close(refit_up(factors, down, torch.zeros(30, 30)), factors.up)
@@ -50,10 +48,7 @@ def test_rounding_together_beats_rounding_apart(bits, group_size):
     dense = factors.dense()
     together = round_factors(factors, inputs, bits, group_size)
     apart = LowRankFactors(
-        *(
-            quantize_matrix(part, bits, group_size).dequantize(torch.float64)
-            for part in (factors.up, factors.down)
-        )
+        *(quantize_matrix(part, bits, group_size).dequantize(torch.float64) for part in (factors.up, factors.down))
     )
     assert together.up.codes.shape == (48, 16)
     assert together.down.codes.shape == (16, 64)

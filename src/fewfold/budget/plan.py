@@ -36,12 +36,12 @@ class Choice:
 class Reached:
     """A budget's outcome.
 
-    :param asked: the budget in words.
+    :param budget: what was asked.
     :param limit: its amount in parameters, bytes, MACs or milliseconds.
     :param reached: what the chosen sizes cost, in the same unit.
     """
 
-    asked: str
+    budget: Budget
     limit: float
     reached: float
 
@@ -91,7 +91,7 @@ def plan(
 
 
 def _check_rivals(units: Sequence[Unit], budgets: Sequence[Budget]) -> None:
-    fixed = all(method_named(unit.method).fixed(unit) for unit in units)
+    fixed = all(method_named(unit.method).fixed(unit) is not None for unit in units)
     if fixed and units and (budgets or any(unit.config.budget for unit in units)):
         asked = (list(budgets) or [unit.config.budget for unit in units if unit.config.budget])[0]
         raise BudgetError(
@@ -99,7 +99,7 @@ def _check_rivals(units: Sequence[Unit], budgets: Sequence[Budget]) -> None:
             f"{dict(method_named(units[0].method).fixed(units[0]) or {})}). Drop the budget, or leave the size open"
         )
     for unit in units:
-        if unit.config.budget is not None and method_named(unit.method).fixed(unit):
+        if unit.config.budget is not None and method_named(unit.method).fixed(unit) is not None:
             raise BudgetError(f"{unit.name}: the config fixes a size and carries a budget; drop one of the two")
 
 
@@ -187,4 +187,4 @@ def _spend(
     for number, sizes, error, curve, index in zip(free, options, errors, curves, picked, strict=True):
         choices[number] = Choice(units[number], sizes[index], error[index])
         total += curve.costs[index]
-    return Reached(budget.text, amount, total)
+    return Reached(budget, amount, total)

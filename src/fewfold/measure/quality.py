@@ -113,9 +113,7 @@ def floor_rows(
         if pairs:
             texts = distinct_sentences(list(pairs))
             known = _rows_of(reference.texts, embeddings, texts)
-            found = (
-                known if known is not None else static_embeddings(table, tokenizer, texts, weights_of_rows)
-            )
+            found = known if known is not None else static_embeddings(table, tokenizer, texts, weights_of_rows)
             sts = score_embeddings(found, texts, pairs)
         sizes = table.numel() * table.element_size(), table.numel(), 0.0
         rows.append(_row(name, counted, sts, fidelity, sizes, None, reference))

@@ -22,7 +22,7 @@ from fewfold.stored import StoredDtype
 from fewfold.surgery.targets import Target
 
 RIDGE = 0.01  # pull of a fit in sequence towards the dense weight, as a share of the mean input energy
-TABLE_DAMPING = 0.3  # share of the mean eigenvalue that is added to a table's output metric
+TABLE_DAMPING = 1.0  # share of the mean eigenvalue that is added to a table's output metric
 
 
 class LowRankMethod(Method):

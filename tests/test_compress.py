@@ -1,0 +1,197 @@
+import copy
+
+import pytest
+import torch
+
+import fewfold
+from fewfold import Budget, BudgetError, Dense, LowRank, Recipe, RecipeError, TargetError, compress
+from fewfold.measure.parameters import stored_bytes, unique_parameters
+from tests.models import inputs, make
+
+LINEARS = 2 * (4 * 16 * 16 + 2 * 16 * 24)
+
+
+@pytest.fixture
+def bert():
+    return make("bert")
+
+
+@pytest.fixture
+def texts():
+    return [inputs("bert", batch=16), inputs("bert", batch=16, length=11)]
+
+
+def run(model, recipe, budget=None, texts=None, **options):
+    return compress(model, recipe, budget=budget, calibration=texts, cache=False, **options)
+
+
+def stored(model, kind="linear"):
+    rows = [row for row in fewfold.summary(model) if (row.layout == "table") == (kind == "embedding")]
+    return sum(row.parameters for row in rows)
+
+
+@pytest.mark.parametrize("share", ["1/2", "1/4"])
+def test_a_share_of_the_linears_is_kept_and_used_up(bert, texts, share):
+    run(bert, LowRank(), Budget(parameters=f"{share} of linears"), texts)
+    limit = LINEARS / int(share[-1])
+    assert limit - 40 < stored(bert) <= limit
+    (budget,) = fewfold.summary(bert).budgets
+    assert (budget["limit"], budget["reached"]) == (limit, stored(bert))
+
+
+def test_ranks_differ_across_targets(bert, texts):
+    run(bert, LowRank(), Budget(parameters="1/3 of linears"), texts)
+    assert len({row.rank for row in fewfold.summary(bert)}) > 2
+
+
+def test_whole_model_budgets_count_everything(bert, texts):
+    limit = unique_parameters(bert) - 1500
+    run(bert, LowRank(targets="all"), Budget(parameters=limit), texts)
+    assert limit - 80 < unique_parameters(bert) <= limit
+
+
+def test_bytes_follow_the_stored_dtype(texts):
+    models = {}
+    for dtype in ("fp32", "int8"):
+        models[dtype] = run(make("bert"), LowRank(stored_dtype=dtype), Budget(bytes="1/2 of linears"), texts)
+        assert sum(row.bytes for row in fewfold.summary(models[dtype])) <= LINEARS * 4 / 2
+    assert stored(models["int8"]) > 1.3 * stored(models["fp32"])
+
+
+def test_whole_file_in_bytes(bert, texts):
+    limit = stored_bytes(bert) - 4000
+    run(bert, LowRank(), Budget(bytes=limit), texts)
+    assert limit - 400 < stored_bytes(bert) <= limit
+
+
+def test_macs_of_a_part(bert, texts):
+    run(bert, LowRank(targets="encoder.layer.1"), Budget(macs="1/2 of encoder.layer.1"), texts)
+    assert sum(row.macs for row in fewfold.summary(bert)) <= LINEARS / 2 / 2
+    assert {row.target.split(".")[2] for row in fewfold.summary(bert)} == {"1"}
+
+
+def test_latency_records_what_was_measured(bert, texts):
+    run(bert, LowRank(), Budget(latency="1000ms at 1x8 with 1 threads"), texts)
+    step = fewfold.checkpoint.structure.structure_of(bert).provenance["steps"][0]
+    assert step["timing"]["threads"] == 1
+    assert "whole model" in step["timing"]["milliseconds"]
+    assert 0 < step["budgets"][0]["measured"] < 1000
+
+
+def test_two_methods_share_one_budget(bert, texts):
+    recipe = [LowRank(targets="*.attention.*"), LowRank(targets="linears", stored_dtype="int8")]
+    run(bert, recipe, Budget(parameters="1/3 of linears"), texts)
+    assert stored(bert) <= LINEARS / 3
+    kept = {row.target.split(".")[3]: row.stored for row in fewfold.summary(bert)}
+    assert kept == {"attention": "fp32", "intermediate": "int8", "output": "int8"}
+
+
+def test_every_config_may_carry_its_own_budget(bert, texts):
+    recipe = [
+        LowRank(budget=Budget(parameters="1/4 of linears")),
+        LowRank(targets="embeddings", budget=Budget(parameters="1/2 of embeddings")),
+    ]
+    run(bert, recipe, texts=texts)
+    assert stored(bert) <= LINEARS / 4
+    assert stored(bert, "embedding") <= 61 * 16 / 2
+    assert len(fewfold.summary(bert).budgets) == 2
+
+
+def test_fixed_and_dense_units_count_in_a_whole_model_budget(bert, texts):
+    limit = stored_bytes(bert) - 5000
+    recipe = [Dense(targets="embeddings", stored_dtype="int8"), LowRank()]
+    run(bert, recipe, Budget(bytes=limit), texts)
+    assert limit - 400 < stored_bytes(bert) <= limit
+
+
+@pytest.mark.parametrize(
+    ("recipe", "budget", "message"),
+    [
+        (LowRank(rank=4), Budget(parameters="1/4 of linears"), "nothing to choose"),
+        ("int8", Budget(parameters="1/4 of linears"), "nothing to choose"),
+        (LowRank(), None, "has no size|have no size"),
+        (LowRank(), Budget(parameters="1/900 of linears"), "cannot be reached"),
+        (LowRank(), Budget(parameters="1/4 of embeddings"), "covers no weight"),
+        ([LowRank(), LowRank(targets="embeddings")], Budget(parameters="1/4 of linears"), "no size"),
+    ],
+)
+def test_impossible_budgets_leave_the_model_as_it_was(bert, texts, recipe, budget, message):
+    before = copy.deepcopy(bert.state_dict())
+    with pytest.raises(BudgetError, match=message):
+        run(bert, recipe, budget, texts)
+    after = bert.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not hasattr(bert.config, "quantization_config")
+
+
+def test_a_config_with_rank_and_budget_is_refused(bert, texts):
+    recipe = [LowRank(rank=2, budget=Budget(parameters="1/4 of linears")), LowRank(targets="embeddings", rank=4)]
+    with pytest.raises(BudgetError):
+        run(bert, recipe, texts=texts)
+
+
+def test_without_fit_the_structure_is_fresh_and_even(bert):
+    before = bert.encoder.layer[0].output.dense.weight.clone()
+    run(bert, LowRank(), Budget(parameters="1/3 of linears"), fit=False, seed=3)
+    assert LINEARS / 3 * 0.8 < stored(bert) <= LINEARS / 3
+    module = bert.encoder.layer[0].output.dense
+    assert torch.corrcoef(torch.stack([module.assembled_weight().flatten(), before.flatten()]))[0, 1].abs() < 0.3
+    again = run(make("bert"), LowRank(), Budget(parameters="1/3 of linears"), fit=False, seed=3)
+    assert torch.equal(again.encoder.layer[0].output.dense.up.weight, module.up.weight)
+
+
+def test_no_calibration_warns_and_gives_the_svd(bert):
+    weight = bert.encoder.layer[0].output.dense.weight.detach().double()
+    with pytest.warns(UserWarning, match="no calibration data"):
+        run(bert, LowRank(rank=5))
+    left, values, right = torch.linalg.svd(weight)
+    expected = (left[:, :5] * values[:5]) @ right[:5]
+    torch.testing.assert_close(
+        bert.encoder.layer[0].output.dense.assembled_weight().double(), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_same_seed_same_model(texts):
+    first = run(make("bert"), LowRank(), Budget(parameters="1/3 of linears"), texts)
+    second = run(make("bert"), LowRank(), Budget(parameters="1/3 of linears"), texts)
+    for (name, one), other in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_yaml_and_presets(bert, tmp_path):
+    recipe = Recipe(methods=[LowRank(rank=3), Dense(targets="embeddings", stored_dtype="int4")], name="mine")
+    recipe.to_yaml(tmp_path / "recipe.yaml")
+    assert Recipe.of(tmp_path / "recipe.yaml") == recipe
+    with pytest.warns(UserWarning, match="no calibration"):
+        run(bert, str(tmp_path / "recipe.yaml"))
+    assert {row.stored for row in fewfold.summary(bert)} == {"fp32", "int4"}
+    run(make("bert"), "int8")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("methods: [{method: low_rank, rnk: 3}]", "rnk"),
+        ("methods: [{method: low_rnk}]", "low_rnk"),
+        ("methods: [{method: low_rank, rank: 0}]", "rank"),
+        ("methods: []", "methods"),
+        ("", "empty"),
+        ("methods: [", "no YAML"),
+        ("{methods: [{method: low_rank}], budget: {parameters: 1/4}}", "bare ratio"),
+    ],
+)
+def test_wrong_recipe_files_are_named(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        Recipe.of(path)
+
+
+def test_unknown_names_say_what_exists(bert):
+    with pytest.raises(RecipeError, match="low-rank-int8"):
+        compress(bert, "low-rnk")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        compress(bert, "missing.yaml")
+    with pytest.raises(TargetError, match=r"encoder\.layer\.\*\.attention\.self\.query"):
+        compress(bert, LowRank(targets="encoder.layers.*", rank=2))
