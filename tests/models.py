@@ -68,14 +68,14 @@ def _llama(**kwargs: Any) -> Any:
 
 def _t5(**kwargs: Any) -> Any:
     return tf.T5Config(
-        vocab_size=VOCAB, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, decoder_start_token_id=0,
-        pad_token_id=0, eos_token_id=1, **kwargs,
+        vocab_size=VOCAB, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=1, num_heads=4,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, **kwargs,
     )  # fmt: skip
 
 
 def _bart(**kwargs: Any) -> Any:
     return tf.BartConfig(
-        vocab_size=VOCAB, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        vocab_size=VOCAB, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
         decoder_attention_heads=4, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=40,
         pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=None, **kwargs,
     )  # fmt: skip

@@ -87,7 +87,8 @@ class Assembled(nn.Module):
 
         Writes through ``parameter.data`` are invisible to this; a switch of ``train()`` and ``eval()`` forgets it.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        called = any(must_be_called(child) for child in self.children())  # an adapter can be switched off at any time
+        if called or torch.is_grad_enabled() or torch.compiler.is_compiling():
             self._rebuilt = None
             return self.assembled_weight()
         key = tuple(
@@ -97,6 +98,11 @@ class Assembled(nn.Module):
         if self._rebuilt is None or self._rebuilt[0] != key:
             self._rebuilt = (key, self.assembled_weight())
         return self._rebuilt[1]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, nn.Module):  # adapters come and go like this, and write into .data in between
+            self.__dict__["_rebuilt"] = None
+        super().__setattr__(name, value)
 
     def train(self, mode: bool = True) -> Any:
         """As every module's; what was rebuilt is forgotten."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,12 @@ class FewfoldQuantizer(HfQuantizer):
         structure = apply_structure(model, self.quantization_config.structure, _renamed(model, shapes))
         self.quantization_config = FewfoldConfig(structure)
         if shapes:
-            check_shapes(model, _renamed(model, shapes))
+            found = _renamed(model, shapes)
+            check_shapes(model, found)
+            new = {name for name, tensor in _stored_tensors(model) if tensor.numel() == 0 and name not in found}
+            if new:
+                ignored = model._keys_to_ignore_on_load_missing or ()
+                model._keys_to_ignore_on_load_missing = {*ignored, *(f"^{re.escape(name)}$" for name in new)}
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -111,6 +117,8 @@ def check_shapes(model: nn.Module, found: dict[str, tuple[int, ...]]) -> None:
     """
     for name, tensor in _stored_tensors(model):
         shape = found.get(name)
+        if shape is None and tensor.numel() == 0:
+            continue  # the placeholder of a head that the checkpoint's model did not have
         if shape is None:
             raise CheckpointError(
                 f"the checkpoint holds no tensor {name}, which the structure in config.json needs: weight file and "

@@ -10,7 +10,7 @@ from torch import nn
 
 from fewfold.assembled import Assembled
 from fewfold.checkpoint.structure import Structure, TargetRecord, TieRecord
-from fewfold.errors import CheckpointError, FewfoldError
+from fewfold.errors import CheckpointError
 from fewfold.methods.registry import method_named
 from fewfold.stored import StoredDtype, StoredEmbedding, StoredLinear
 from fewfold.surgery.layouts import Part, fused_parts
@@ -60,12 +60,18 @@ def resolve_structure(model: nn.Module, structure: Structure, stored: Collection
                 + describe_names(existing.values())
             )
         targets.append(_renamed(record, module))
+    if not targets and any(piece.isdigit() for record in structure.targets for piece in record.module.split(".")):
+        raise CheckpointError(
+            f"{type(model).__name__} has none of the modules that the structure replaces, such as "
+            f"{structure.targets[0].module}: config.json belongs to another model"
+        )
     for tie in structure.ties:
         module, table = resolve(model, tie.module), resolve(model, tie.table)
+        if module is None:
+            continue
         if table is None:
             raise CheckpointError(f"the structure ties {tie.module} to {tie.table}, which the model does not have")
-        if module is not None:
-            ties.append(tie.model_copy(update={"module": module, "table": table}))
+        ties.append(tie.model_copy(update={"module": module, "table": table}))
     ties += [tie for tie in _unrecorded_ties(model, targets, ties) if f"{tie.module}.weight" not in stored]
     return structure.model_copy(update={"targets": targets, "ties": ties})
 
@@ -84,11 +90,13 @@ def _unrecorded_ties(model: nn.Module, targets: list[TargetRecord], ties: list[T
 
 
 def _may_be_missing(model: nn.Module, module: str) -> bool:
-    """Whether a recorded module may be absent because only the body of the model was asked for."""
+    """Whether a recorded module may be absent: a head or pooler that the class now asked for does not have."""
+    saved_as = getattr(getattr(model, "config", None), "architectures", None)
     base = getattr(model, "base_model", model)
-    prefix = getattr(model, "base_model_prefix", "")
-    outside = bool(prefix) and not module.startswith(f"{prefix}.")
-    return base is model and outside and module.split(".")[0] not in dict(model.named_children())
+    if base is not model and (not saved_as or type(model).__name__ in saved_as):
+        return False
+    root = module.removeprefix(f"{getattr(model, 'base_model_prefix', '')}.").split(".")[0]
+    return all(getattr(owner, root, None) is None for owner in (base, model))
 
 
 def _target(model: nn.Module, record: TargetRecord, ties: list[Tie]) -> Target:
@@ -136,12 +144,11 @@ def build_modules(model: nn.Module, structure: Structure) -> list[tuple[Target, 
         target = _target(model, record, ties[record.module])
         _check_shape(model, target)
         like = model.get_submodule(record.module).weight
-        stored = StoredDtype(record.stored_dtype, record.group_size)
-        method = method_named(record.method)
         try:
+            method, stored = method_named(record.method), StoredDtype(record.stored_dtype, record.group_size)
             with torch.device(like.device):
                 module = method.build(target, record.settings, stored)
-        except (FewfoldError, TypeError, KeyError, RuntimeError) as error:
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
             raise CheckpointError(f"{record.name}: {record.method} cannot use {record.settings}: {error}") from error
         built.append((target, module.to(like.dtype)))
     return built

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -78,13 +79,18 @@ def parse_structure(data: Any) -> Structure:
             "Install a fewfold that wrote it (see its model card), or update fewfold"
         )
     try:
-        return Structure.model_validate(data)
+        structure = Structure.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(piece) for piece in first["loc"])
         raise CheckpointError(
             f"the fewfold structure in config.json is damaged at {place}: {first['msg']} (got {first.get('input')!r})"
         ) from None
+    names = Counter(record.name for record in structure.targets)
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice is not None:
+        raise CheckpointError(f"the fewfold structure in config.json is damaged: it replaces {twice} twice")
+    return structure
 
 
 def structure_of(model: nn.Module) -> Structure | None:

@@ -84,6 +84,8 @@ def _take_rows(fresh: Any, old: nn.Module, matrix: Tensor) -> None:
         fresh.set_grid_(codes, scales)
     else:
         fresh.weight.copy_(rows)
+        if isinstance(fresh, StoredLinear | StoredEmbedding):
+            fresh.round_()
     fresh.weight.requires_grad_(packed or any(parameter.requires_grad for parameter in old.parameters()))
     fresh.train(old.training)
     if packed:

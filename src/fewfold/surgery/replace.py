@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -32,19 +32,18 @@ def hollow(module: nn.Module) -> nn.Module:
     return shell
 
 
-def _parents(model: nn.Module, module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Every place that holds ``module``: a module may have several parents."""
-    for parent in list(model.modules()):
+def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """By the id of each module: every parent and name that holds it (a module may have several parents)."""
+    places: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for parent in model.modules():
         for name, child in parent._modules.items():
-            if child is module:
-                yield parent, name
+            if child is not None:
+                places[id(child)].append((parent, name))
+    return places
 
 
-def _swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    places = list(_parents(model, old))
-    if not places:
-        raise TargetError(f"{type(old).__name__} is the model itself; wrap it in a module to replace it")
-    for parent, name in places:
+def _swap(places: Mapping[int, list[tuple[nn.Module, str]]], old: nn.Module, new: nn.Module) -> None:
+    for parent, name in places[id(old)]:
         parent._modules[name] = new
 
 
@@ -108,11 +107,15 @@ def replace_modules(model: nn.Module, replacements: Sequence[tuple[Target, Assem
             )
             swaps.append((tied, pointer))
             untied.add(tie.module)
+    places = _places(model)
+    for old, _ in swaps:
+        if not places.get(id(old)):
+            raise TargetError(f"{type(old).__name__} is the model itself; wrap it in a module to replace it")
     for old, new in swaps:
         original = _original_of(old)
         new.original = original  # type: ignore[assignment]
         new.train(old.training)
-        _swap(model, old, new)
+        _swap(places, old, new)
     drop_tie_declarations(model, untied)
 
 
@@ -154,11 +157,12 @@ def restore_modules(model: nn.Module) -> int:
     inner = {id(part) for module in replaced if isinstance(module, FusedLinear) for part in module.parts.values()}
     replaced = [module for module in replaced if id(module) not in inner]
     tables: dict[int, nn.Module] = {}
+    places = _places(model)
     for module in replaced:
         if not isinstance(module, TiedHead | EmbeddingAlias):
             dense = _refill(module.original[0], module)
             tables[id(module)] = dense
-            _swap(model, module, dense)
+            _swap(places, module, dense)
     for module in replaced:
         if isinstance(module, TiedHead | EmbeddingAlias):
             dense = copy.copy(module.original[0])
@@ -170,6 +174,6 @@ def restore_modules(model: nn.Module) -> int:
                 dense.out_features = module.out_features  # type: ignore[assignment]
             else:
                 dense.num_embeddings = module.num_embeddings  # type: ignore[assignment]
-            _swap(model, module, dense.train(module.training))
+            _swap(places, module, dense.train(module.training))
     restore_tie_declarations(model)
     return len(replaced)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fewfold.assembled import Assembled, AssembledEmbedding, AssembledLinear
 from fewfold.errors import TargetError
-from fewfold.surgery.layouts import FusedParts, Part, fused_parts
+from fewfold.surgery.layouts import FusedLinear, FusedParts, Part, fused_parts
 from fewfold.surgery.ties import Tie, find_ties
 
 Kind = Literal["linear", "embedding"]
@@ -107,6 +107,12 @@ def _describe(name: str, module: nn.Module, parent: nn.Module | None) -> Target 
             name, name, "embedding", module.num_embeddings, module.embedding_dim,
             scale=module.scale, padding_idx=module.padding_idx,
         )  # fmt: skip
+    if isinstance(module, FusedLinear):
+        first: Any = next(iter(module.parts.values()))
+        return Target(
+            name, name, "linear", module.out_features, first.in_features,
+            refusal="its parts are compressed apart already; densify the model, then compress it anew",
+        )  # fmt: skip
     if isinstance(module, nn.Linear):
         rows, columns = module.weight.shape
         return Target(name, name, "linear", rows, columns, bias=module.bias is not None, refusal=refusal)
@@ -134,7 +140,7 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module | None]]
             return
         seen.add(id(module))
         yield name, module, parent
-        if isinstance(module, Assembled):
+        if isinstance(module, Assembled | FusedLinear):
             return
         for child_name, child in module.named_children():
             yield from visit(f"{name}.{child_name}" if name else child_name, child, module)

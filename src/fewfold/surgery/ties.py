@@ -164,10 +164,10 @@ def restore_tie_declarations(model: nn.Module) -> None:
 
     A class may declare a tie that its weights do not have (T5 v1.1 has a head of its own): such a one stays undeclared.
     """
-    for module in model.modules():
-        if not isinstance(module, PreTrainedModel):
-            continue
+    pretrained = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    for module in pretrained:
         module.__dict__.pop("_tied_weights_keys", None)
+    for module in pretrained:
         declared = module.get_expanded_tied_weights_keys(all_submodels=True)
         module.all_tied_weights_keys = {
             user: source
