@@ -12,7 +12,7 @@ def _recipe() -> list[Any]:
     return [LowRank(targets="linears", stored_dtype="int8"), LowRank(targets="embeddings", stored_dtype="int8")]
 
 
-DEFAULT_BUDGETS = ("parameters=1/2 of linears", "parameters=1/4 of embeddings")
+DEFAULT_BUDGETS = ("parameters=1/4 of linears", "parameters=1/4 of embeddings")
 
 
 @dataclass(frozen=True)
