@@ -70,7 +70,7 @@ def test_recipe_file_and_packed_texts(run, encoder, texts, tmp_path):
     packed.write_bytes(gzip.compress(texts.read_bytes()))
     result = run("compress", encoder, tmp_path / "out", "-r", recipe, "-c", packed, "--json")
     assert result.code == 0
-    assert {row["rank"] for row in json.loads(result.out)["rows"]} == {"3"}
+    assert {row["rank"].split(",")[0] for row in json.loads(result.out)["rows"]} == {"3"}
 
 
 def test_without_calibration_it_warns(run, encoder, tmp_path):
