@@ -58,7 +58,7 @@ def demo(
         console.print(table.drawn(result))
         console.print()
         console.print(table.bars(result))
-        console.print(table.conditions(result).replace("`", "'"))
+        console.print(table.conditions(result).replace("`", "'").replace("**", ""))
         if result.dense.quality.sts is None:
             console.print(MISSING_STS)
         console.print(

@@ -64,6 +64,7 @@ class Demo:
     :param reload_seconds: of ``AutoModel.from_pretrained`` in a new process.
     :param reload_difference: largest difference of a sentence vector's entry, here and in that process.
     :param seconds: of the compression.
+    :param load_before: the machine's load average when the demo started; 0 where the system tells none.
     """
 
     model: str
@@ -78,7 +79,13 @@ class Demo:
     reload_seconds: float
     reload_difference: float
     seconds: float
+    load_before: float
     environment: dict[str, str | int]
+
+    @property
+    def was_busy(self) -> bool:
+        """Whether other programs took so much of the machine that times mean little."""
+        return self.load_before > 0.5 * int(self.environment["cores"])
 
     @property
     def rows(self) -> dict[str, DemoRow]:
@@ -103,6 +110,7 @@ def demo(folder: Path, settings: Settings, say: Callable[[str], None] = lambda _
 
     from fewfold.summary import summary
 
+    load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     source = model_folder()
     calibration, held_out = _texts(settings.calibration_texts)
     with _told("loading the dense model", say):
@@ -133,7 +141,8 @@ def demo(folder: Path, settings: Settings, say: Callable[[str], None] = lambda _
         dense=DemoRow(quality["dense"], file_bytes(source), times["dense"]),
         compressed=DemoRow(quality["compressed"], file_bytes(target), times["compressed"]),
         floor=DemoRow(quality[FLOOR], quality[FLOOR].bytes),
-        reload_seconds=reload_seconds, reload_difference=difference, seconds=seconds, environment=environment(),
+        reload_seconds=reload_seconds, reload_difference=difference, seconds=seconds, load_before=load_before,
+        environment=environment(),
     )  # fmt: skip
     (folder / "demo.json").write_text(result.to_json(), encoding="utf-8")
     return result

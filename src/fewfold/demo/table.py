@@ -32,13 +32,21 @@ class Figure:
 def figures(demo: Demo) -> list[Figure]:
     """All rows that this run has numbers for."""
     rows = [
-        Figure("weights on disk, MB", lambda r: r.file_bytes, lambda v: f"{v / 1e6:,.2f}", True, "bytes on disk"),
-        Figure("unique parameters, M", lambda r: r.quality.parameters, lambda v: f"{v / 1e6:,.2f}", True, "parameters"),
-        Figure("MACs a token at length 128, M", lambda r: r.quality.macs, lambda v: f"{v / 1e6:,.2f}", True, "MACs"),
+        Figure("weights on disk, MB", lambda r: r.file_bytes, lambda v: f"{v / 1e6:,.2f}", True, "MB on disk"),
+        Figure(
+            "unique parameters, M", lambda r: r.quality.parameters, lambda v: f"{v / 1e6:,.2f}", True, "M parameters"
+        ),
+        Figure(
+            "MACs a token at length 128, M",
+            lambda r: r.quality.macs,
+            lambda v: f"{v / 1e6:,.2f}",
+            True,
+            "M MACs a token",
+        ),
     ]
     for shape in demo.dense.latency:
         label = f"latency at {shape.replace('x', '×')}, ms"
-        rows.append(Figure(label, _latency(shape), lambda v: f"{v:,.2f}", True, f"time at {shape.replace('x', '×')}"))
+        rows.append(Figure(label, _latency(shape), lambda v: f"{v:,.2f}", True, f"ms at {shape.replace('x', '×')}"))
     rows += [
         Figure(
             f"nearest neighbours kept (nn{demo.dense.quality.neighbours})",
@@ -96,6 +104,9 @@ def markdown(demo: Demo) -> str:
     return f"{text}\n{conditions(demo)}\n"
 
 
+BUSY = "**The machine was busy before this started (load {load:.1f} on {cores} cores): its times say little.**"
+
+
 def conditions(demo: Demo) -> str:
     """What the numbers rest on."""
     here = demo.environment
@@ -105,6 +116,7 @@ def conditions(demo: Demo) -> str:
         f"{demo.calibration['name']}; quality on {demo.held_out_texts} other sentences of it. "
         f"{here['cpu']}, {here['threads']} threads, fp32, torch {here['torch']}, transformers {here['transformers']}, "
         f"fewfold {here['fewfold']}, {str(here['date'])[:10]}. Latencies are medians of interleaved rounds."
+        + (f" {BUSY.format(load=demo.load_before, cores=here['cores'])}" if demo.was_busy else "")
     )
 
 
