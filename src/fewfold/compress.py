@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
 from fewfold.budget.plan import Choice, Plan, Reached, plan
 from fewfold.calibration.cache import Cache, model_fingerprint
 from fewfold.calibration.collect import collect
-from fewfold.calibration.inputs import Batch, calibration_batches, fingerprint
+from fewfold.calibration.inputs import Batch, calibration_batches, count_tokens, fingerprint
 from fewfold.calibration.statistics import NO_STATISTICS, Statistics
 from fewfold.checkpoint.config import FewfoldConfig
 from fewfold.checkpoint.rebuild import record_of, ties_of
@@ -82,6 +82,8 @@ def compress(
             stacklevel=2,
         )
     elif asking:
+        if isinstance(calibration, Iterator):
+            calibration = list(calibration)
         widest = max((t.columns for unit in asking for t in unit.targets if t.kind == "linear"), default=0)
         batches = calibration_batches(
             calibration,
@@ -94,6 +96,8 @@ def compress(
             seed,
         )
     statistics = _statistics(model, units, batches, seed, cache)
+    if batches:
+        _count_everything(statistics, asking, calibration, tokenizer)
     sizes = plan(model, units, budgets, weights, statistics, fit)
     choices = [choice for choice in sizes.choices if choice.settings is not None]
     fitter = Fitter(model, weights, statistics, seed)
@@ -106,6 +110,15 @@ def compress(
     replace_modules(model, replacements)
     _record(model, recipe, sizes, choices, statistics, fit, calibration_name)
     return model
+
+
+def _count_everything(statistics: Statistics, units: Sequence[Unit], calibration: Any, tokenizer: Any) -> None:
+    """Let token tables weigh their rows by all calibration texts, not only by those that the model was run on."""
+    for target in (target for unit in units for target in unit.targets if target.kind == "embedding"):
+        if target.module in statistics.token_counts:
+            counts = count_tokens(calibration, tokenizer, target.rows)
+            if counts is not None:
+                statistics.token_counts[target.module] = counts
 
 
 def is_causal(model: nn.Module) -> bool:
@@ -200,4 +213,4 @@ def carry(model: nn.Module, structure: Structure) -> None:
     if config is not None:
         config.quantization_config = FewfoldConfig(structure)
     else:
-        model.fewfold_structure = FewfoldConfig(structure)
+        model.__dict__["fewfold_structure"] = FewfoldConfig(structure)

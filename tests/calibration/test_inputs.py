@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fewfold import CalibrationError
-from fewfold.calibration.inputs import calibration_batches, fingerprint
+from fewfold.calibration.inputs import calibration_batches, count_tokens, cut_to_pieces, fingerprint
 from tests.models import make
 
 
@@ -11,8 +11,10 @@ class Words:
 
     pad_token = "_"
 
-    def __call__(self, texts, truncation, max_length, padding, return_tensors):
+    def __call__(self, texts, truncation, max_length, padding=False, return_tensors=None):
         rows = [[1 + ord(letter) % 90 for letter in text][:max_length] for text in texts]
+        if return_tensors is None:
+            return {"input_ids": rows}
         width = max(map(len, rows))
         return {
             "input_ids": torch.tensor([row + [0] * (width - len(row)) for row in rows]),
@@ -67,3 +69,28 @@ def test_fingerprint_follows_the_numbers(bert):
     same = calibration_batches([{"input_ids": torch.tensor([[1, 2, 3]])}], None, bert)
     other = calibration_batches([{"input_ids": [1, 2, 4]}], None, bert)
     assert fingerprint(one) == fingerprint(same) != fingerprint(other)
+
+
+def test_pieces_keep_every_word_in_order_and_vary_in_length():
+    texts = [" ".join(f"w{i}" for i in range(n)) for n in (1, 5, 40, 300)]
+    pieces = cut_to_pieces(texts, seed=1)
+    assert " ".join(pieces).split() == " ".join(texts).split()
+    lengths = [len(piece.split()) for piece in pieces]
+    assert max(lengths) <= 32
+    assert sum(length < 4 for length in lengths) <= 1  # only the text that is shorter itself
+    assert len(set(lengths)) > 8
+    assert pieces == cut_to_pieces(texts, seed=1) != cut_to_pieces(texts, seed=2)
+
+
+def test_a_limit_of_tokens_is_kept(bert):
+    texts = ["abcdefgh"] * 100
+    batches = calibration_batches(texts, Words(), bert, max_tokens=80)
+    assert sum(int(batch["attention_mask"].sum()) for batch in batches) == 80
+
+
+def test_counting_reads_every_text():
+    counts = count_tokens(["aab", "b"], Words(), 100)
+    assert counts[1 + ord("a") % 90] == 2
+    assert counts[1 + ord("b") % 90] == 2
+    assert counts.sum() == 4
+    assert count_tokens([{"input_ids": [1]}], Words(), 100) is None

@@ -13,7 +13,7 @@ from fewfold.errors import BudgetError
 Quantity = Literal["parameters", "bytes", "macs", "latency"]
 QUANTITIES: tuple[Quantity, ...] = ("parameters", "bytes", "macs", "latency")
 
-_UNITS = {
+_UNITS: dict[str, dict[str, float]] = {
     "parameters": {"": 1, "K": 10**3, "M": 10**6, "B": 10**9},
     "macs": {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9},
     "bytes": {

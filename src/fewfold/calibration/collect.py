@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -74,7 +74,7 @@ class _Collector:
         stack.callback(self.model.train, was_training)
         return stack
 
-    def _hook(self, name: str, target: Target):  # noqa: ANN202  (a torch hook)
+    def _hook(self, name: str, target: Target) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             del module
             mask = padding_mask(self.batch, name, args[0])

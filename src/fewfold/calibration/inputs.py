@@ -63,6 +63,21 @@ def calibration_batches(
     return [_finish(batch, model, device) for batch in _tokenize(chosen, tokenizer, model, batch_size, max_length)]
 
 
+def count_tokens(calibration: Any, tokenizer: Any, rows: int) -> Tensor | None:
+    """How often each id occurs in all calibration texts, ``(rows,)``; None where there are no texts to count.
+
+    Counting is cheap, so it reads every text, however few of them the model is run on.
+    """
+    items = list(_rows(calibration))
+    if tokenizer is None or not all(isinstance(item, str) for item in items):
+        return None
+    counts = torch.zeros(rows, dtype=torch.long)
+    for start in range(0, len(items), 1024):
+        for ids in tokenizer(items[start : start + 1024], truncation=True, max_length=100_000)["input_ids"]:
+            counts += torch.bincount(torch.as_tensor(ids, dtype=torch.long), minlength=rows)[:rows]
+    return counts
+
+
 def cut_to_pieces(texts: Sequence[str], seed: int = 0) -> list[str]:
     """Consecutive pieces of every text, their lengths log-uniform between 4 and 32 words.
 
@@ -88,7 +103,8 @@ def _within(texts: Sequence[str], max_tokens: int | None, tokenizer: Any, max_le
         return list(texts)
     order = list(range(len(texts)))
     Random(seed).shuffle(order)
-    chosen, total = [], 0
+    chosen: list[str] = []
+    total = 0
     for start in range(0, len(order), 256):
         some = [texts[index] for index in order[start : start + 256]]
         for text, ids in zip(some, tokenizer(some, truncation=True, max_length=max_length)["input_ids"], strict=True):
@@ -145,7 +161,12 @@ def _finish(batch: Batch, model: nn.Module, device: torch.device) -> Batch:
     """Move to the device; give an encoder–decoder its decoder's inputs (the same text)."""
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False) and "input_ids" in batch and "decoder_input_ids" not in batch:
+    if (
+        config is not None
+        and getattr(config, "is_encoder_decoder", False)
+        and "input_ids" in batch
+        and "decoder_input_ids" not in batch
+    ):
         ids = batch["input_ids"]
         start = getattr(config, "decoder_start_token_id", None)
         first = torch.full_like(ids[:, :1], config.pad_token_id if start is None else start)

@@ -8,7 +8,7 @@ twice: both streams keep their hidden states between blocks.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -115,7 +115,7 @@ class Streams:
         calls: list[list[_Call]] = [[] for _ in self.blocks]
         states: list[Tensor] = []
 
-        def hook(number: int):  # noqa: ANN202  (a torch hook)
+        def hook(number: int) -> Callable[..., None]:
             def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
                 del module
                 keyword = not args
@@ -158,7 +158,7 @@ class Streams:
         seen: list[tuple[Tensor, list[str]]] = []
         batch_number = 0
 
-        def hook(module_name: str):  # noqa: ANN202  (a torch hook)
+        def hook(module_name: str) -> Callable[..., None]:
             def record(module: nn.Module, args: tuple) -> None:
                 del module
                 stage = next((stage for tensor, stage in seen if tensor is args[0]), None)

@@ -12,7 +12,7 @@ from fewfold.checkpoint.structure import Structure, parse_structure
 class FewfoldConfig(QuantizationConfigMixin):
     """What stands under ``quantization_config`` in the config.json of a compressed model."""
 
-    quant_method = "fewfold"
+    quant_method: Any = "fewfold"
 
     def __init__(self, structure: Structure | None = None, **fields: Any) -> None:
         fields.pop("quant_method", None)

@@ -131,7 +131,7 @@ def check_shapes(model: nn.Module, found: dict[str, tuple[int, ...]]) -> None:
             )
 
 
-def _renamed(model: nn.Module, found: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def _renamed(model: Any, found: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Tensors of a file under the names that they have in ``model``, as transformers' own loading maps them."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import nn
@@ -114,7 +115,7 @@ def _target(model: nn.Module, record: TargetRecord, ties: list[Tie]) -> Target:
 
 
 def _whole_rows(model: nn.Module, record: TargetRecord) -> int:
-    weight = model.get_submodule(record.module).weight
+    weight: Any = model.get_submodule(record.module).weight
     return weight.shape[1] if record.transposed else weight.shape[0]
 
 
@@ -143,7 +144,7 @@ def build_modules(model: nn.Module, structure: Structure) -> list[tuple[Target, 
     for record in structure.targets:
         target = _target(model, record, ties[record.module])
         _check_shape(model, target)
-        like = model.get_submodule(record.module).weight
+        like: Any = model.get_submodule(record.module).weight
         try:
             method, stored = method_named(record.method), StoredDtype(record.stored_dtype, record.group_size)
             with torch.device(like.device):

@@ -185,7 +185,7 @@ class _Stored(nn.Module):
             )
 
 
-class StoredLinear(_Stored, nn.Linear):
+class StoredLinear(_Stored, nn.Linear):  # type: ignore[misc]
     """An ``nn.Linear`` whose weight is kept in a smaller dtype on disk."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool, stored: StoredDtype) -> None:
@@ -201,7 +201,7 @@ class StoredLinear(_Stored, nn.Linear):
         return f"{nn.Linear.extra_repr(self)}, stored={self.stored.name}"
 
 
-class StoredEmbedding(_Stored, nn.Embedding):
+class StoredEmbedding(_Stored, nn.Embedding):  # type: ignore[misc]
     """An ``nn.Embedding`` whose table is kept in a smaller dtype on disk."""
 
     def __init__(self, rows: int, columns: int, padding_idx: int | None, stored: StoredDtype) -> None:

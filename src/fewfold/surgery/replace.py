@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,7 +54,7 @@ def _original_of(module: nn.Module) -> tuple[nn.Module, ...]:
 
 def _fuse(model: nn.Module, module_name: str, parts: Mapping[str, tuple[Target, Assembled]]) -> FusedLinear:
     """Join replaced parts; parts that stay dense become a plain ``nn.Linear``."""
-    module = model.get_submodule(module_name)
+    module: Any = model.get_submodule(module_name)
     whole = next(iter(parts.values()))[0]
     rows = module.weight.shape[1] if whole.transposed else module.weight.shape[0]
     children: dict[str, nn.Module] = {}
@@ -97,7 +98,7 @@ def replace_modules(model: nn.Module, replacements: Sequence[tuple[Target, Assem
         if group[0][0].kind == "embedding":
             untied.add(name)
         for tie in group[0][0].ties:
-            tied = model.get_submodule(tie.module)
+            tied: Any = model.get_submodule(tie.module)
             table = group[0][1]
             assert isinstance(table, AssembledEmbedding)
             pointer: nn.Module = (
@@ -126,7 +127,7 @@ def _refill(shell: nn.Module, module: nn.Module) -> nn.Module:
     dense._parameters, dense._buffers = dict(shell._parameters), dict(shell._buffers)
     if isinstance(module, FusedLinear):
         weight = torch.cat([_dense_weight(part) for part in module.parts.values()])
-        biases = [getattr(part, "bias", None) for part in module.parts.values()]
+        biases: list[Any] = [getattr(part, "bias", None) for part in module.parts.values()]
         bias = None if biases[0] is None else torch.cat(biases)
     else:
         weight, bias = _dense_weight(module), getattr(module, "bias", None)
@@ -143,7 +144,7 @@ def _refill(shell: nn.Module, module: nn.Module) -> nn.Module:
     return dense.train(module.training)
 
 
-def _dense_weight(module: nn.Module) -> torch.Tensor:
+def _dense_weight(module: Any) -> torch.Tensor:
     return module.assembled_weight() if isinstance(module, Assembled) else module.weight
 
 
@@ -168,9 +169,9 @@ def restore_modules(model: nn.Module) -> int:
             dense = copy.copy(module.original[0])
             dense.__dict__ = dict(module.original[0].__dict__)
             dense._parameters = dict(module.original[0]._parameters)
-            dense._parameters["weight"] = tables[id(module.table)].weight
+            dense._parameters["weight"] = tables[id(module.table)].weight  # type: ignore[assignment]
             if isinstance(module, TiedHead):
-                dense._parameters["bias"] = module.bias
+                dense._parameters["bias"] = module.bias  # type: ignore[assignment]
                 dense.out_features = module.out_features  # type: ignore[assignment]
             else:
                 dense.num_embeddings = module.num_embeddings  # type: ignore[assignment]

@@ -259,7 +259,7 @@ def read_weight(model: nn.Module, target: Target) -> Tensor:
 
     :raises TargetError: if the weight is on the meta device or not finite.
     """
-    module = model.get_submodule(target.module)
+    module: Any = model.get_submodule(target.module)
     weight = module.assembled_weight() if isinstance(module, Assembled) else module.weight
     if weight.is_meta:
         raise TargetError(f"{target.name} is on the meta device: load the weights before compressing")
