@@ -169,7 +169,7 @@ def restore_modules(model: nn.Module) -> int:
             dense = copy.copy(module.original[0])
             dense.__dict__ = dict(module.original[0].__dict__)
             dense._parameters = dict(module.original[0]._parameters)
-            dense._parameters["weight"] = tables[id(module.table)].weight
+            dense._parameters["weight"] = tables[id(module.table)].weight  # type: ignore[assignment]
             if isinstance(module, TiedHead):
                 dense._parameters["bias"] = module.bias  # type: ignore[assignment]
                 dense.out_features = module.out_features  # type: ignore[assignment]
