@@ -7,6 +7,7 @@ import struct
 
 import pytest
 import torch
+import transformers
 from cases import METHODS, STORED, compressed, copied, matrix, saved
 from models import MODELS, VOCAB, auto_class, make, outputs
 
@@ -31,6 +32,13 @@ def header(file):
     entries = json.loads(raw[8 : 8 + length])
     entries.pop("__metadata__", None)
     return entries, len(raw) - 8 - length
+
+
+def contents(file):
+    """Every tensor of a safetensors file: dtype, shape and bytes by name."""
+    entries, size = header(file)
+    data = file.read_bytes()[-size:]
+    return {key: (e["dtype"], e["shape"], data[slice(*e["data_offsets"])]) for key, e in entries.items()}
 
 
 @COMBINATIONS
@@ -67,10 +75,13 @@ def test_the_file_holds_each_tensor_once_and_is_as_large_as_counted(name, method
 @COMBINATIONS
 def test_saving_again_gives_an_identical_file(name, method, stored, tmp_path):
     folder, _ = saved(name, method, stored)
-    expected = (folder / "model.safetensors").read_bytes()
     model = reloaded(name, method, stored)
     model.save_pretrained(tmp_path / "reloaded")
-    assert (tmp_path / "reloaded" / "model.safetensors").read_bytes() == expected
+    first, second = folder / "model.safetensors", tmp_path / "reloaded" / "model.safetensors"
+    if transformers.__version__.startswith("5.0."):  # its order of tensors differs between fresh and loaded models
+        assert contents(second) == contents(first)
+    else:
+        assert second.read_bytes() == first.read_bytes()
     once = json.loads((folder / "config.json").read_text())
     again = json.loads((tmp_path / "reloaded" / "config.json").read_text())
     assert again["quantization_config"] == once["quantization_config"]
