@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fewfold.methods.dense.config import Dense
 from fewfold.methods.low_rank.config import LowRank
 
 
 def _recipe() -> list[Any]:
-    return [LowRank(targets="linears", stored_dtype="int8"), LowRank(targets="embeddings", stored_dtype="int8")]
+    return [Dense(targets="embeddings", stored_dtype="int4"), LowRank(targets="linears", stored_dtype="int8")]
 
 
-DEFAULT_BUDGETS = ("parameters=1/4 of linears", "parameters=1/4 of embeddings")
+DEFAULT_BUDGETS = ("bytes=12MB",)  # of the whole file: the linears' ranks are what is chosen
 
 
 @dataclass(frozen=True)
