@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
 from fewfold.budget.plan import Choice, Plan, Reached, plan
 from fewfold.calibration.cache import Cache, model_fingerprint
 from fewfold.calibration.collect import collect
-from fewfold.calibration.inputs import Batch, calibration_batches, count_tokens, fingerprint
+from fewfold.calibration.inputs import Batch, calibration_batches, count_rows, count_tokens, fingerprint
 from fewfold.calibration.statistics import NO_STATISTICS, Statistics
 from fewfold.checkpoint.config import FewfoldConfig
 from fewfold.checkpoint.rebuild import record_of, ties_of
@@ -57,8 +57,8 @@ def compress(
     :param seed: of everything random (gradient probes, fresh weights).
     :param batch_size: calibration texts in a batch.
     :param max_length: tokens kept of a calibration text.
-    :param max_tokens: read about this many tokens of the calibration texts (None: eight for every input of the
-        widest target, at least 16,384).
+    :param max_tokens: read about this many tokens of the calibration texts (None: twelve for every input of the
+        widest target, at least 24,576).
     :param pieces: cut calibration texts into pieces of 4 to 32 words, so that statistics cover all lengths (None: do
         so unless the model is a causal language model).
     :param cache: keep calibration statistics on disk (``FEWFOLD_CACHE``, else ``~/.cache/fewfold``).
@@ -91,19 +91,23 @@ def compress(
             model,
             batch_size,
             max_length,
-            max(16384, 8 * widest) if max_tokens is None else max_tokens,
+            max(24576, 12 * widest) if max_tokens is None else max_tokens,
             not is_causal(model) if pieces is None else pieces,
             seed,
         )
-    statistics = _statistics(model, units, batches, seed, cache)
+    in_sequence = recipe.sequential if sequential is None else sequential
+    # what is fitted in sequence gathers its own moments later: ranks are weighed on every fourth batch
+    sample = batches[:: max(1, min(4, len(batches) // 4))] if in_sequence and tokenizer is not None else batches
+    statistics = _statistics(model, units, sample, seed, cache)
     if batches:
+        statistics.texts, statistics.tokens = count_rows(batches)
         _count_everything(statistics, asking, calibration, tokenizer)
     sizes = plan(model, units, budgets, weights, statistics, fit)
     choices = [choice for choice in sizes.choices if choice.settings is not None]
     fitter = Fitter(model, weights, statistics, seed)
     if not fit:
         replacements = fitter.fresh(choices)
-    elif batches and (recipe.sequential if sequential is None else sequential):
+    elif batches and in_sequence:
         replacements = fitter.in_sequence(choices, batches)
     else:
         replacements = fitter.at_once(choices)

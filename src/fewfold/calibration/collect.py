@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fewfold.calibration.cache import Cache
-from fewfold.calibration.inputs import Batch
+from fewfold.calibration.inputs import Batch, count_rows
 from fewfold.calibration.statistics import Moments, Statistics
 from fewfold.errors import CalibrationError
 from fewfold.progress import track
@@ -125,10 +125,9 @@ class _Collector:
             raise CalibrationError(f"the model cannot run on calibration batch {index} {shapes}: {error}") from error
         finally:
             self.seen = {}
-        mask = batch.get("attention_mask")
-        first = next(iter(batch.values()))
-        self.statistics.texts += first.shape[0]
-        self.statistics.tokens += int(mask.sum()) if mask is not None else first.shape[0] * first.shape[-1]
+        texts, tokens = count_rows([batch])
+        self.statistics.texts += texts
+        self.statistics.tokens += tokens
 
     def _forward_backward(self, batch: Batch, index: int) -> None:
         trained = {parameter: parameter.requires_grad for parameter in self.model.parameters()}

@@ -78,6 +78,16 @@ def count_tokens(calibration: Any, tokenizer: Any, rows: int) -> Tensor | None:
     return counts
 
 
+def count_rows(batches: Iterable[Batch]) -> tuple[int, int]:
+    """How many texts (or images) and how many tokens the batches hold, padding left out."""
+    texts = tokens = 0
+    for batch in batches:
+        first, mask = next(iter(batch.values())), batch.get("attention_mask")
+        texts += first.shape[0]
+        tokens += int(mask.sum()) if mask is not None else first.shape[0] * first.shape[-1]
+    return texts, tokens
+
+
 def cut_to_pieces(texts: Sequence[str], seed: int = 0) -> list[str]:
     """Consecutive pieces of every text, their lengths log-uniform between 4 and 32 words.
 
