@@ -72,7 +72,7 @@ def test_macs_of_a_part(bert, texts):
 
 def test_latency_records_what_was_measured(bert, texts):
     run(bert, LowRank(), Budget(latency="1000ms at 1x8 with 1 threads"), texts)
-    step = fewfold.checkpoint.structure.structure_of(bert).provenance["steps"][0]
+    step = fewfold.checkpoint.config.structure_of(bert).provenance["steps"][0]
     assert step["timing"]["threads"] == 1
     assert "whole model" in step["timing"]["milliseconds"]
     assert 0 < step["budgets"][0]["measured"] < 1000

@@ -17,9 +17,9 @@ from fewfold.calibration.cache import Cache, model_fingerprint
 from fewfold.calibration.collect import collect
 from fewfold.calibration.inputs import Batch, calibration_batches, count_rows, count_tokens, fingerprint
 from fewfold.calibration.statistics import NO_STATISTICS, Statistics
-from fewfold.checkpoint.config import FewfoldConfig
+from fewfold.checkpoint.config import FewfoldConfig, structure_of
 from fewfold.checkpoint.rebuild import record_of, ties_of
-from fewfold.checkpoint.structure import Structure, structure_of
+from fewfold.checkpoint.structure import Structure
 from fewfold.fitting import Fitter
 from fewfold.measure.latency import latency
 from fewfold.methods.base import Unit

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from fewfold.assembled import Assembled
-from fewfold.checkpoint.structure import TargetRecord, structure_of
+from fewfold.checkpoint.config import structure_of
+from fewfold.checkpoint.structure import TargetRecord
 from fewfold.measure.parameters import stored_bytes, unique_parameters
 from fewfold.surgery.layouts import FusedLinear
 

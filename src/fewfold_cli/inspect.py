@@ -22,7 +22,7 @@ def inspect(
     with working(verbose):
         existing_model(folder)
         import fewfold
-        from fewfold.checkpoint.structure import structure_of
+        from fewfold.checkpoint.config import structure_of
         from fewfold.measure.disk import file_bytes
         from fewfold.progress import step
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 import fewfold
 from fewfold import CheckpointError, LowRank, TargetError
 from fewfold.checkpoint import save as saving
+from fewfold.checkpoint.config import structure_of
 from fewfold.checkpoint.rebuild import apply_structure
-from fewfold.checkpoint.structure import structure_of
 
 pytestmark = pytest.mark.checkpoint
 

@@ -11,7 +11,7 @@ import transformers as tf
 
 import fewfold
 from fewfold import LowRank
-from fewfold.checkpoint.structure import structure_of
+from fewfold.checkpoint.config import structure_of
 from fewfold.measure.parameters import stored_bytes, unique_parameters
 
 pytestmark = pytest.mark.checkpoint

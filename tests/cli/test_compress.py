@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 import fewfold
-from fewfold.checkpoint.structure import structure_of
+from fewfold.checkpoint.config import structure_of
 from fewfold.measure.parameters import unique_parameters
 
 BUDGET = ("--budget", "parameters=1/2 of linears")

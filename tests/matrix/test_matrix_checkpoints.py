@@ -12,7 +12,7 @@ from cases import METHODS, STORED, compressed, copied, matrix, saved
 from models import MODELS, VOCAB, auto_class, make, outputs
 
 import fewfold
-from fewfold.checkpoint.structure import structure_of
+from fewfold.checkpoint.config import structure_of
 from fewfold.measure.parameters import stored_bytes
 from fewfold.surgery.replace import Replaced
 

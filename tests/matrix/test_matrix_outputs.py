@@ -8,7 +8,7 @@ from models import MODELS, inputs, make, outputs
 
 import fewfold
 from fewfold.assembled import Assembled, AssembledEmbedding
-from fewfold.checkpoint.structure import structure_of
+from fewfold.checkpoint.config import structure_of
 from fewfold.measure.parameters import unique_parameters
 from fewfold.surgery.ties import EmbeddingAlias, TiedHead
 

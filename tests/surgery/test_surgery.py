@@ -11,7 +11,7 @@ from torch import nn
 import fewfold
 from fewfold import Dense, LowRank, RecipeError, TargetError
 from fewfold.assembled import Assembled
-from fewfold.checkpoint.structure import structure_of
+from fewfold.checkpoint.config import structure_of
 from fewfold.surgery.layouts import FusedLinear, fused_parts
 from fewfold.surgery.targets import find_targets, matches, read_weight, select, split_fused
 from fewfold.surgery.ties import TiedHead, find_ties

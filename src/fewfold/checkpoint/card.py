@@ -10,7 +10,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
-from fewfold.checkpoint.structure import Structure, structure_of
+from fewfold.checkpoint.config import structure_of
+from fewfold.checkpoint.structure import Structure
 from fewfold.measure.parameters import stored_bytes, unique_parameters
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fewfold.checkpoint.structure import Structure, parse_structure
@@ -26,3 +27,16 @@ class FewfoldConfig(QuantizationConfigMixin):
     def to_diff_dict(self) -> dict[str, Any]:
         """As :meth:`to_dict`."""
         return self.to_dict()
+
+
+def structure_of(model: nn.Module) -> Structure | None:
+    """The structure that a compressed model carries, or None for a dense one."""
+    config = getattr(model, "config", None)
+    carried = getattr(config, "quantization_config", None) if config is not None else None
+    if carried is None:
+        carried = model.__dict__.get("fewfold_structure")
+    if isinstance(carried, FewfoldConfig):
+        return carried.structure
+    if isinstance(carried, dict) and carried.get("quant_method") == "fewfold":
+        return parse_structure({key: value for key, value in carried.items() if key != "quant_method"})
+    return None

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from fewfold.checkpoint.structure import structure_of
+from fewfold.checkpoint.config import structure_of
 from fewfold.errors import TargetError
 from fewfold.surgery.replace import restore_modules
 

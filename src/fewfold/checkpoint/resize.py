@@ -14,9 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fewfold.assembled import AssembledEmbedding, AssembledLinear
-from fewfold.checkpoint.config import FewfoldConfig
+from fewfold.checkpoint.config import FewfoldConfig, structure_of
 from fewfold.checkpoint.rebuild import resolve
-from fewfold.checkpoint.structure import structure_of
 from fewfold.errors import TargetError
 from fewfold.surgery.ties import EmbeddingAlias, TiedHead
 

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from fewfold.checkpoint.card import write_card
-from fewfold.checkpoint.structure import structure_of
+from fewfold.checkpoint.config import structure_of
 from fewfold.errors import CheckpointError
 from fewfold.stored import pack
 

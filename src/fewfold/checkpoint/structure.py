@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import nn
 
 from fewfold.errors import CheckpointError
 from fewfold.stored.dtypes import StoredDtypeName
@@ -91,18 +90,3 @@ def parse_structure(data: Any) -> Structure:
     if twice is not None:
         raise CheckpointError(f"the fewfold structure in config.json is damaged: it replaces {twice} twice")
     return structure
-
-
-def structure_of(model: nn.Module) -> Structure | None:
-    """The structure that a compressed model carries, or None for a dense one."""
-    from fewfold.checkpoint.config import FewfoldConfig
-
-    config = getattr(model, "config", None)
-    carried = getattr(config, "quantization_config", None) if config is not None else None
-    if carried is None:
-        carried = model.__dict__.get("fewfold_structure")
-    if isinstance(carried, FewfoldConfig):
-        return carried.structure
-    if isinstance(carried, dict) and carried.get("quant_method") == "fewfold":
-        return parse_structure({key: value for key, value in carried.items() if key != "quant_method"})
-    return None
