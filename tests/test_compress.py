@@ -1,4 +1,5 @@
 import copy
+import sys
 
 import pytest
 import torch
@@ -150,6 +151,15 @@ def test_no_calibration_warns_and_gives_the_svd(bert):
     torch.testing.assert_close(
         bert.encoder.layer[0].output.dense.assembled_weight().double(), expected, rtol=1e-4, atol=1e-5
     )
+
+
+def test_metrics_that_need_too_much_memory_are_left_out(bert, texts, monkeypatch):
+    main = sys.modules["fewfold.compress"]
+    monkeypatch.setattr(main, "METRIC_BYTES", 100)
+    with pytest.warns(UserWarning, match="on the inputs alone"):
+        run(bert, LowRank(), Budget(parameters="1/3 of linears"), texts)
+    inputs_only = run(make("bert"), LowRank(weighting="inputs"), Budget(parameters="1/3 of linears"), texts)
+    assert [row.rank for row in fewfold.summary(bert)] == [row.rank for row in fewfold.summary(inputs_only)]
 
 
 def test_same_seed_same_model(texts):

@@ -29,6 +29,8 @@ from fewfold.surgery.replace import replace_modules
 from fewfold.surgery.targets import read_weight
 from fewfold.surgery.units import find_units
 
+METRIC_BYTES = 8e9  # memory for output metrics, beyond which fits see the inputs alone
+
 
 def compress(
     model: nn.Module,
@@ -141,6 +143,15 @@ def _statistics(
     gradients = "inputs and gradients" in wanted
     asking = [unit for unit, what in zip(units, wanted, strict=True) if what != "nothing"]
     targets = {target.module: target for unit in asking for target in unit.targets}
+    widths = [target.columns if target.kind == "embedding" else target.rows for target in targets.values()]
+    needed = sum(8 * width * width for width in widths)
+    if gradients and needed > METRIC_BYTES:
+        warnings.warn(
+            f"output metrics of {len(targets)} targets would take {needed / 1e9:.0f} GB: fitting "
+            "on the inputs alone. Compress in parts (layers='0-7', …) to keep them",
+            stacklevel=3,
+        )
+        gradients = False
     cache = None
     if use_cache:
         key = f"{model_fingerprint(model)}|{fingerprint(batches)}|{sorted(targets)}|{gradients}|{seed}"
