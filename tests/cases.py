@@ -103,11 +103,14 @@ def copied(name: str, method: str, stored: str) -> Any:
     return copy.deepcopy(_prototype(name, method, stored))
 
 
+_FOLDERS = tempfile.TemporaryDirectory(prefix="fewfold-matrix-")  # removed when the tests end
+
+
 @cache
 def saved(name: str, method: str, stored: str) -> tuple[Path, Any]:
     """A saved compressed model: its folder, and the outputs that it had."""
     model = copied(name, method, stored)
-    folder = Path(tempfile.mkdtemp(prefix=f"fewfold-{name}-{method}-{stored}-"))
+    folder = Path(_FOLDERS.name) / f"{name}-{method}-{stored}"
     model.save_pretrained(folder)
     return folder, outputs(model, name)
 

@@ -4,7 +4,8 @@ import os
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["FEWFOLD_CACHE"] = tempfile.mkdtemp(prefix="fewfold-test-cache-")
+_CACHE = tempfile.TemporaryDirectory(prefix="fewfold-test-cache-")  # removed when the tests end
+os.environ["FEWFOLD_CACHE"] = _CACHE.name
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -34,7 +34,6 @@ def densify(
         fewfold.densify(model)
         with step("saving"):
             fewfold.save(model, output, source=folder)
-        _restore_card(output)
         result: dict[str, Any] = {
             "folder": str(output),
             "architecture": type(model).__name__,
@@ -48,12 +47,3 @@ def densify(
             out().print(
                 f"saved to {output}: a plain {result['architecture']}, {size} of weights; fewfold is not needed"
             )
-
-
-def _restore_card(folder: Path) -> None:
-    """Put the original model card back: that of the compressed model tells of numbers that no longer hold."""
-    original, card = folder / "README.original.md", folder / "README.md"
-    if original.is_file():
-        original.replace(card)
-    else:
-        card.unlink(missing_ok=True)

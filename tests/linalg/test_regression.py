@@ -75,6 +75,15 @@ def test_damping_keeps_the_prior_where_inputs_never_went():
     torch.testing.assert_close(reduced_rank_regression(*nothing, weight).truncate(6).dense(), weight)
 
 
+def test_a_covariance_that_rounding_made_indefinite_is_served():
+    weight, seen, wanted = setting(6, 10)
+    moment, cross = moments(seen, wanted)
+    spoiled = moment - 2e-2 * torch.outer(torch.ones(10, dtype=torch.float64), torch.ones(10, dtype=torch.float64))
+    assert float(torch.linalg.eigvalsh(spoiled)[0]) < -0.01 * float(spoiled.diagonal().mean())
+    solution, _ = ridge_solution(spoiled, cross, weight)
+    assert torch.isfinite(solution).all()
+
+
 def test_bad_input_is_named():
     weight, seen, wanted = setting(6, 10)
     with pytest.raises(ValueError, match=r"prior \(10, 6\)"):

@@ -28,11 +28,7 @@ def write_card(
     card_file = folder / "README.md"
     metadata: dict[str, Any] = {}
     if card_file.exists():
-        text = card_file.read_text(encoding="utf-8", errors="replace")
-        try:
-            metadata = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
-        except ValueError:
-            metadata = {}
+        metadata = _metadata(card_file)
         if "fewfold" not in (metadata.get("tags") or []):
             card_file.rename(folder / "README.original.md")
     kept = {key: metadata[key] for key in ("license", "language", "pipeline_tag", "datasets") if metadata.get(key)}
@@ -40,6 +36,23 @@ def write_card(
     base = Path(source).name if source is not None else getattr(getattr(model, "config", None), "name_or_path", "")
     data = ModelCardData(library_name=metadata.get("library_name") or "transformers", tags=tags, **kept)
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{card_text(model, structure, str(base), numbers)}").save(card_file)
+
+
+def restore_card(folder: Path) -> None:
+    """Put the original card back beside a plain model: that of a compressed one tells what no longer holds."""
+    original, card = folder / "README.original.md", folder / "README.md"
+    if original.is_file():
+        original.replace(card)
+    elif card.is_file() and "fewfold" in (_metadata(card).get("tags") or []):
+        card.unlink()
+
+
+def _metadata(card: Path) -> dict[str, Any]:
+    """The header of a card; empty where it has none, or one that cannot be read."""
+    try:
+        return ModelCard(card.read_text(encoding="utf-8", errors="replace"), ignore_metadata_errors=True).data.to_dict()
+    except ValueError:
+        return {}
 
 
 def card_text(model: nn.Module, structure: Structure, base: str, numbers: dict[str, Any] | None) -> str:

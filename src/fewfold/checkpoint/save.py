@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from fewfold.checkpoint.card import write_card
+from fewfold.checkpoint.card import restore_card, write_card
 from fewfold.checkpoint.config import structure_of
 from fewfold.errors import CheckpointError
 from fewfold.stored import pack
@@ -49,6 +49,8 @@ def save(
             tokenizer.save_pretrained(partial)
         if structure_of(model) is not None:
             write_card(model, partial, source=source, numbers=numbers)
+        else:
+            restore_card(partial)
     return folder
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fewfold.linalg.low_rank import LowRankSpectrum, calibrated_spectrum
+from fewfold.linalg.spectra import cholesky_factor
 
 
 def ridge_solution(
@@ -39,7 +40,7 @@ def ridge_solution(
     if strength <= 0:
         return prior, torch.eye(prior.shape[1], dtype=torch.float64, device=prior.device)
     damped = (moment + moment.T) / 2 + strength * torch.eye(len(moment), dtype=torch.float64, device=prior.device)
-    factor = torch.linalg.cholesky(damped)
+    factor = cholesky_factor(damped)
     right = (cross_moment.to(torch.float64) + strength * prior).T
     return torch.cholesky_solve(right, factor).T, damped
 
