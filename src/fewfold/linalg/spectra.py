@@ -65,11 +65,12 @@ def cholesky_factor(metric: Tensor) -> Tensor:
     """
     metric = metric.to(torch.float64)
     metric = (metric + metric.T) / 2
-    floor = max(float(metric.diagonal().max()) * SMALLEST_EIGENVALUE, torch.finfo(torch.float64).tiny)
+    smallest = max(float(metric.diagonal().max()) * SMALLEST_EIGENVALUE, torch.finfo(torch.float64).tiny)
     identity = torch.eye(metric.shape[0], dtype=torch.float64, device=metric.device)
+    raised = 0.0
     for _ in range(12):
-        factor, failed = torch.linalg.cholesky_ex(metric + floor * identity)
-        if not int(failed):
+        factor, failed = torch.linalg.cholesky_ex(metric + raised * identity)
+        if not int(failed) and float(factor.diagonal().min()) ** 2 >= 0.5 * smallest:
             return factor
-        floor *= 10
+        raised = max(10 * raised, smallest)
     raise ValueError("the metric is not positive semi-definite: check the statistics it was built from")
