@@ -1,11 +1,12 @@
 """What every test relies on: no network, no real cache, one thread, fixed seeds."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-_CACHE = tempfile.TemporaryDirectory(prefix="fewfold-test-cache-")  # removed when the tests end
-os.environ["FEWFOLD_CACHE"] = _CACHE.name
+os.environ["FEWFOLD_CACHE"] = tempfile.mkdtemp(prefix="fewfold-test-cache-")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 import transformers
 
+atexit.register(shutil.rmtree, os.environ["FEWFOLD_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
