@@ -65,16 +65,32 @@ class Bench:
 
 def publish(name: str, title: str, rows: Sequence[QualityRow], extra: dict[str, Any] | None = None) -> None:
     """Write ``benchmarks/results/NAME.json`` and the table drawn from it into ``docs/benchmarks/NAME.md``."""
+    extra = extra or {}
+    content = {**extra, "rows": [asdict(row) for row in rows]}
+    _write(name, title, content, [rows_to_markdown(rows), *_claims(extra.get("checks", []))])
+
+
+def publish_checks(name: str, title: str, checks: Sequence[dict[str, Any]], extra: dict[str, Any]) -> None:
+    """As :func:`publish`, for programs that measure something else than quality."""
+    _write(name, title, {**extra, "checks": list(checks)}, _claims(checks))
+
+
+def _claims(checks: Sequence[dict[str, Any]]) -> list[str]:
+    return [
+        f"- {claim['what']}: {claim['measured']} (asked: {claim['asked']}) – "
+        + ("reached" if claim["reached"] else "**not reached**")
+        for claim in checks
+    ]
+
+
+def _write(name: str, title: str, content: dict[str, Any], lines: Sequence[str]) -> None:
     RESULTS.mkdir(exist_ok=True)
     TABLES.mkdir(parents=True, exist_ok=True)
-    content = {"environment": environment(), **(extra or {}), "rows": [asdict(row) for row in rows]}
+    content = {"environment": environment(), **content}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     where = ", ".join(f"{key} {value}" for key, value in content["environment"].items())
-    lines = [f"# {title}", "", f"Drawn by `python benchmarks/{name}.py`. {where}.", "", rows_to_markdown(rows)]
-    for check in (extra or {}).get("checks", []):
-        mark = "reached" if check["reached"] else "**not reached**"
-        lines.append(f"- {check['what']}: {check['measured']} (asked: {check['asked']}) – {mark}")
-    (TABLES / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    head = [f"# {title}", "", f"Drawn by `python benchmarks/{name}.py`. {where}.", ""]
+    (TABLES / f"{name}.md").write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
 
 
 def check(what: str, measured: float, asked: float, at_least: bool = True, digits: int = 4) -> dict[str, Any]:
