@@ -205,3 +205,10 @@ def test_unknown_names_say_what_exists(bert):
         compress(bert, "missing.yaml")
     with pytest.raises(TargetError, match=r"encoder\.layer\.\*\.attention\.self\.query"):
         compress(bert, LowRank(targets="encoder.layers.*", rank=2))
+
+
+def test_what_is_left_out_anyway_may_be_excluded(bert):
+    run(bert, LowRank(rank=2, exclude=["pooler.*", "encoder.layer.1"], weighting="none"))
+    assert {row.target.split(".")[2] for row in fewfold.summary(bert)} == {"0"}
+    with pytest.raises(TargetError, match=r"exclude='decoder\.\*' names no weight"):
+        run(make("bert"), LowRank(rank=2, exclude=["decoder.*"]))

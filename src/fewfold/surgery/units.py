@@ -59,12 +59,10 @@ def _chosen(model: nn.Module, targets: list[Target], config: MethodConfig) -> li
             ):  # compressing further: what is compressed already stays, unless it is all there is
                 wanted = {name: t for name, t in wanted.items() if t not in done}
     for pattern in config.exclude:
-        gone = [name for name in wanted if matches(pattern, name)]
-        if not gone:
-            raise TargetError(
-                f"exclude={pattern!r} names none of the chosen targets; {describe_names(wanted.values())}"
-            )
-        wanted = {name: target for name, target in wanted.items() if name not in gone}
+        # a pooler that is left out anyway may be excluded too; what no weight is called is a mistake
+        if not any(matches(pattern, name) for name in [*wanted, *(target.name for target in targets)]):
+            raise TargetError(f"exclude={pattern!r} names no weight of this model; {describe_names(targets)}")
+        wanted = {name: target for name, target in wanted.items() if not matches(pattern, name)}
     if config.layers is not None:
         layers = parse_layers(config.layers)
         present = sorted({t.layer for t in wanted.values() if t.layer is not None})
