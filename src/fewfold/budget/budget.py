@@ -33,10 +33,10 @@ _EXAMPLES = {
 class Budget(BaseModel):
     """What a model, or the part of it that follows ``of``, may cost. Give exactly one quantity.
 
-    An absolute amount without ``of`` is the whole model's: all unique parameters, the tensors of the weight file, the linear maps'
-    multiply-accumulates a token, or one forward pass. A fraction's denominator is the dense weights of the targets
-    that its part names (no biases, no norms): ``1/4 of linears``, ``1/10 of embeddings``, ``1/4 of all``,
-    ``1/4 of encoder.layer.*``.
+    An absolute amount without ``of`` is the whole model's: all unique parameters, the tensors of the weight file (its
+    header, a fraction of a percent, apart), the linear maps' multiply-accumulates a token, or one forward pass. A
+    fraction's denominator is the dense weights of the targets that its part names (no biases, no norms):
+    ``1/4 of linears``, ``1/10 of embeddings``, ``1/4 of all``, ``1/4 of encoder.layer.*``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
