@@ -212,3 +212,16 @@ def test_what_is_left_out_anyway_may_be_excluded(bert):
     assert {row.target.split(".")[2] for row in fewfold.summary(bert)} == {"0"}
     with pytest.raises(TargetError, match=r"exclude='decoder\.\*' names no weight"):
         run(make("bert"), LowRank(rank=2, exclude=["decoder.*"]))
+
+
+def test_packing_changes_no_count(bert):
+    run(bert, LowRank(rank=3, stored_dtype="int4", weighting="none"))
+    before = fewfold.summary(bert)
+    assert {row.parameters for row in before} == {3 * 32, 3 * 40}
+    after = fewfold.summary(fewfold.pack(bert))
+    assert (after.rows, after.parameters, after.dense_parameters) == (
+        before.rows,
+        before.parameters,
+        before.dense_parameters,
+    )
+    assert after.bytes == before.bytes

@@ -12,6 +12,7 @@ from fewfold.assembled import Assembled
 from fewfold.checkpoint.config import structure_of
 from fewfold.checkpoint.structure import TargetRecord
 from fewfold.measure.parameters import stored_bytes, unique_parameters
+from fewfold.stored import StoredEmbedding, StoredLinear
 from fewfold.surgery.layouts import FusedLinear
 
 COLUMNS = ("target", "method", "rank", "layout", "form", "stored", "parameters", "dense", "bytes", "macs")
@@ -94,7 +95,7 @@ def summary(model: nn.Module) -> Summary:
     structure = structure_of(model)
     records = structure.targets if structure is not None else []
     rows = [_row(model, record) for record in records]
-    parameters = unique_parameters(model)
+    parameters = stored_numbers(model)
     dense = parameters - sum(row.parameters for row in rows) + sum(row.dense for row in rows)
     steps = structure.provenance.get("steps", []) if structure is not None else []
     budgets = [budget for step in steps for budget in step["budgets"]]
@@ -111,7 +112,7 @@ def _row(model: nn.Module, record: TargetRecord) -> SummaryRow:
     bias_bytes = biases * bias.element_size() if bias is not None else 0
     layout = "table" if record.kind == "embedding" else "in×out" if record.transposed else "out×in"
     form = module.running_form
-    numbers = unique_parameters(module) if not _packed(module) else record.rows * record.columns
+    numbers = stored_numbers(module)
     return SummaryRow(
         target=record.name, method=record.method,
         rank=_settings(record.settings),
@@ -127,5 +128,11 @@ def _settings(settings: dict[str, Any]) -> str:
     return ", ".join(words) or "–"
 
 
-def _packed(module: nn.Module) -> bool:
-    return any(getattr(child, "is_packed", False) for child in module.modules())
+def stored_numbers(model: nn.Module) -> int:
+    """Unique parameters, and the numbers of tensors that stand in memory in their small form only."""
+    packed = [
+        leaf.matrix_shape
+        for leaf in model.modules()
+        if isinstance(leaf, StoredLinear | StoredEmbedding) and leaf.is_packed
+    ]
+    return unique_parameters(model) + sum(rows * columns for rows, columns in packed)
