@@ -1,42 +1,56 @@
-import time
-
 import pytest
 import torch
 from torch import nn
 
+from fewfold.measure import latency as module
 from fewfold.measure.latency import latency
 
 
-class Sleeps(nn.Module):
-    def __init__(self, seconds, log):
+class Clock:
+    """A clock that only forwards move: what is tested does not depend on how busy the machine is."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def perf_counter(self):
+        return self.now
+
+
+class Takes(nn.Module):
+    """A model whose forwards take the given seconds, one after the other."""
+
+    def __init__(self, name, seconds, clock, log):
         super().__init__()
-        self.seconds, self.log = seconds, log
+        self.name, self.seconds, self.clock, self.log = name, iter(seconds), clock, log
         self.inner = nn.Dropout()
 
     def forward(self, x):
         assert torch.is_inference_mode_enabled()
         assert not self.inner.training
-        self.log.append((self.seconds, torch.get_num_threads()))
-        time.sleep(self.seconds)
+        self.log.append((self.name, torch.get_num_threads()))
+        self.clock.now += next(self.seconds)
 
 
-def test_rounds_are_interleaved_and_state_comes_back():
-    log, before = [], torch.get_num_threads()
-    models = {"slow": Sleeps(0.02, log), "fast": Sleeps(0.005, log)}
+def test_rounds_are_interleaved_and_state_comes_back(monkeypatch):
+    clock, log, before = Clock(), [], torch.get_num_threads()
+    monkeypatch.setattr(module, "time", clock)
+    # The first round warms up; the last is one in which something else slows the whole machine four times.
+    models = {
+        "slow": Takes("slow", [9.0, 0.020, 0.022, 0.024, 0.088], clock, log),
+        "fast": Takes("fast", [9.0, 0.005, 0.005, 0.006, 0.022], clock, log),
+    }
     models["fast"].eval()
     models["fast"].inner.train()
     inputs = {name: {"x": torch.zeros(1)} for name in models}
     timings = latency(models, repeats=4, warmup=1, threads=1, inputs=inputs)
-    assert log == [(0.02, 1), (0.005, 1)] * 5
+    assert log == [("slow", 1), ("fast", 1)] * 5
     assert list(timings) == ["slow", "fast"]
     slow, fast = timings["slow"], timings["fast"]
-    assert 20 <= slow.low <= slow.median <= slow.high
-    assert fast.median >= 5
-    assert fast.rounds == 4
-    assert fast.threads == 1
-    assert slow.speedup["slow"] == 1
-    assert fast.speedup["slow"] == pytest.approx(slow.median / fast.median, rel=0.5)
-    assert fast.speedup["slow"] > 1 > slow.speedup["fast"]
+    assert (slow.median, fast.median) == (pytest.approx(23), pytest.approx(5.5))
+    assert (slow.low, slow.high) == (pytest.approx(20.6), pytest.approx(24 + 0.7 * 64))
+    assert (fast.rounds, fast.threads) == (4, 1)
+    assert slow.speedup == {"slow": pytest.approx(1), "fast": pytest.approx(0.25)}
+    assert fast.speedup == {"slow": pytest.approx(4), "fast": pytest.approx(1)}
     assert torch.get_num_threads() == before
     assert models["slow"].training
     assert not models["fast"].training
