@@ -23,6 +23,9 @@ from fewfold.errors import (
 )
 from fewfold.methods.dense.config import Dense
 from fewfold.methods.low_rank.config import LowRank
+from fewfold.methods.shared_factors.config import SharedFactors
+from fewfold.methods.tensor_train.config import TensorTrain
+from fewfold.methods.tucker.config import Tucker
 from fewfold.recipe import Recipe
 from fewfold.stored import pack, unpack
 from fewfold.summary import summary
@@ -39,7 +42,10 @@ __all__ = [
     "LowRank",
     "Recipe",
     "RecipeError",
+    "SharedFactors",
     "TargetError",
+    "TensorTrain",
+    "Tucker",
     "compress",
     "densify",
     "load",

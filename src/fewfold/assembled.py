@@ -1,4 +1,4 @@
-"""Modules whose weight is assembled from stored tensors, and the two ways to run them.
+"""Modules whose weight is assembled from stored tensors, and the ways to run them.
 
 *Chained* multiplies through the stored tensors; *rebuilt* assembles the dense weight and multiplies once. The form
 is a choice of the machine at run time and no part of a checkpoint.
@@ -6,13 +6,17 @@ is a choice of the machine at run time and no part of a checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Form = Literal["auto", "chained", "rebuilt"]
+from fewfold.store import Store
+
+Form = Literal["auto", "chained", "folded", "rebuilt"]
+RunningForm = Literal["chained", "folded", "rebuilt"]
 
 
 _PLAIN = (nn.Linear, nn.Embedding, nn.ModuleList, nn.ModuleDict)
@@ -71,15 +75,24 @@ class Assembled(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no rebuilt form")
 
     @property
-    def running_form(self) -> Literal["chained", "rebuilt"]:
+    def store(self) -> Store | None:
+        """The store that the weight is assembled from, where other targets share its tensors."""
+        return None
+
+    def leaves(self) -> Iterable[nn.Module]:
+        """The modules that hold the tensors which the weight is assembled from."""
+        return self.children()
+
+    @property
+    def running_form(self) -> RunningForm:
         """The form in use: as set, else the one with fewer multiply-accumulates.
 
-        Children that must be called (adapters, hooks, other quantizers' modules) always run chained.
+        Leaves that must be called (adapters, hooks, other quantizers' modules) always run chained.
         """
-        if any(must_be_called(child) for child in self.children()):
+        if any(must_be_called(leaf) for leaf in self.leaves()):
             return "chained"
         if self.form != "auto":
-            return self.form
+            return "rebuilt" if self.form == "rebuilt" else "chained"
         return "chained" if self.chain_macs() < self.dense_macs() else "rebuilt"
 
     def rebuilt_weight(self) -> Tensor:
@@ -87,17 +100,32 @@ class Assembled(nn.Module):
 
         Writes through ``parameter.data`` are invisible to this; a switch of ``train()`` and ``eval()`` forgets it.
         """
-        called = any(must_be_called(child) for child in self.children())  # an adapter can be switched off at any time
-        if called or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        key = self.assembly_key()
+        if key is None:
             self._rebuilt = None
             return self.assembled_weight()
-        key = tuple(
-            (id(tensor), tensor.data_ptr(), tensor.dtype, None if tensor.is_inference() else tensor._version)
-            for tensor in (*self.parameters(), *self.buffers())
-        )
         if self._rebuilt is None or self._rebuilt[0] != key:
             self._rebuilt = (key, self.assembled_weight())
         return self._rebuilt[1]
+
+    def assembly_key(self) -> tuple[Any, ...] | None:
+        """What changes with the stored tensors; None where nothing may be kept between calls.
+
+        That is while gradients are asked for, while a graph is traced, and where leaves must be called (an adapter can
+        be switched off at any time).
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        key: list[Any] = [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")]
+        for leaf in self.leaves():
+            if must_be_called(leaf):
+                return None
+            for held in (leaf._parameters, leaf._buffers):
+                for tensor in held.values():
+                    if tensor is not None:
+                        version = None if tensor.is_inference() else tensor._version
+                        key.append((id(tensor), tensor.data_ptr(), tensor.dtype, version))
+        return tuple(key)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, nn.Module):  # adapters come and go like this, and write into .data in between
@@ -176,9 +204,9 @@ class AssembledEmbedding(Assembled):
         raise NotImplementedError(f"{type(self).__name__} cannot change its number of rows")
 
     @property
-    def running_form(self) -> Literal["chained", "rebuilt"]:
+    def running_form(self) -> RunningForm:
         """Look-ups run through the stored tensors unless set to rebuilt."""
-        if any(must_be_called(child) for child in self.children()):
+        if any(must_be_called(leaf) for leaf in self.leaves()):
             return "chained"
         return "rebuilt" if self.form == "rebuilt" else "chained"
 
@@ -196,7 +224,12 @@ class AssembledEmbedding(Assembled):
 
 
 def set_form(model: nn.Module, form: Form) -> nn.Module:
-    """Run every assembled weight of ``model`` chained, rebuilt, or as the cost model says (``auto``), in place."""
+    """Run every assembled weight of ``model`` in one form, in place.
+
+    :param form: ``chained`` multiplies through the stored tensors; ``folded`` does, with each weight's own core
+        multiplied into the factor after it once (methods without such cores run chained); ``rebuilt`` assembles the
+        dense weight once; ``auto`` takes the one with the fewest multiply-accumulates, weight by weight.
+    """
     for module in model.modules():
         if isinstance(module, Assembled):
             module.form = form

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -19,12 +20,13 @@ from fewfold.calibration.inputs import Batch, calibration_batches, count_rows, c
 from fewfold.calibration.statistics import NO_STATISTICS, Statistics
 from fewfold.checkpoint.config import FewfoldConfig, structure_of
 from fewfold.checkpoint.rebuild import record_of, ties_of
-from fewfold.checkpoint.structure import Structure
+from fewfold.checkpoint.structure import StoreRecord, Structure
 from fewfold.fitting import Fitter
 from fewfold.measure.latency import latency
 from fewfold.methods.base import Unit
 from fewfold.methods.registry import method_named
 from fewfold.recipe import Recipe, as_budgets
+from fewfold.store import free_name
 from fewfold.surgery.replace import replace_modules
 from fewfold.surgery.targets import read_weight
 from fewfold.surgery.units import find_units
@@ -105,7 +107,7 @@ def compress(
         statistics.texts, statistics.tokens = count_rows(batches)
         _count_everything(statistics, asking, calibration, tokenizer)
     sizes = plan(model, units, budgets, weights, statistics, fit)
-    choices = [choice for choice in sizes.choices if choice.settings is not None]
+    choices = _settled(model, sizes.choices, weights, statistics, fit)
     fitter = Fitter(model, weights, statistics, seed)
     if not fit:
         replacements = fitter.fresh(choices)
@@ -116,6 +118,23 @@ def compress(
     replace_modules(model, replacements)
     _record(model, recipe, sizes, choices, statistics, fit, calibration_name)
     return model
+
+
+def _settled(
+    model: nn.Module, choices: Sequence[Choice], weights: Mapping[str, Tensor], statistics: Statistics, fit: bool
+) -> list[Choice]:
+    """The choices that replace something, with what the weights decide and names for their stores."""
+    settled: list[Choice] = []
+    for choice in choices:
+        if choice.settings is None:
+            continue
+        method, unit = method_named(choice.unit.method), choice.unit
+        settings = method.settle(unit, choice.settings, weights, statistics) if fit else choice.settings
+        store = ""
+        if method.records(unit, settings).store is not None:
+            store = free_name(model, unit.method, (other.store for other in settled))
+        settled.append(replace(choice, settings=settings, store=store))
+    return settled
 
 
 def _count_everything(statistics: Statistics, units: Sequence[Unit], calibration: Any, tokenizer: Any) -> None:
@@ -171,11 +190,22 @@ def _record(
     """Write the structure into the model's config, joined with what an earlier compression recorded."""
     from fewfold import __version__
 
-    new = [
-        record_of(target, choice.unit.method, dict(choice.settings or {}), choice.unit.config.stored)
-        for choice in choices
-        for target in choice.unit.targets
-    ]
+    new, stores = [], []
+    for choice in choices:
+        unit = choice.unit
+        method, stored = method_named(unit.method), unit.config.stored
+        records = method.records(unit, choice.settings or {})
+        new += [
+            record_of(target, unit.method, dict(records.targets[target.name]), stored, choice.store or None)
+            for target in unit.targets
+        ]
+        if records.store is not None:
+            stores.append(
+                StoreRecord(
+                    name=choice.store, method=unit.method, settings=dict(records.store), stored_dtype=stored.name,
+                    group_size=stored.group,
+                )
+            )  # fmt: skip
     targets = [target for choice in choices for target in choice.unit.targets]
     old = structure_of(model) or Structure()
     names = {record.module for record in new}
@@ -198,8 +228,11 @@ def _record(
     }
     if sizes.timing:
         step["timing"] = sizes.timing
+    kept = [record for record in old.targets if record.module not in names]
+    used = {record.store for record in kept}
     structure = Structure(
-        targets=[record for record in old.targets if record.module not in names] + new,
+        targets=kept + new,
+        stores=[store for store in old.stores if store.name in used] + stores,
         ties=[tie for tie in old.ties if tie.module not in {t.module for t in ties}] + ties,
         provenance={"steps": [*old.provenance.get("steps", []), step]},
     )

@@ -15,8 +15,10 @@ from fewfold.budget.plan import Choice
 from fewfold.calibration.inputs import Batch
 from fewfold.calibration.statistics import Drift, Statistics
 from fewfold.calibration.streams import CannotStream, Streams, find_stacks
+from fewfold.methods.base import STORE
 from fewfold.methods.registry import method_named
 from fewfold.progress import track
+from fewfold.store import stores_behind
 from fewfold.stored import StoredEmbedding, StoredLinear
 from fewfold.surgery.replace import replace_modules
 from fewfold.surgery.targets import Target, read_bias
@@ -44,11 +46,7 @@ class Fitter:
         """Modules with fresh weights, for training from scratch."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            return [
-                (target, self._empty(choice, target))
-                for choice in track(choices, "building")
-                for target in choice.unit.targets
-            ]
+            return [pair for choice in track(choices, "building") for pair in self._empty(choice)]
 
     def at_once(self, choices: Sequence[Choice]) -> list[Replacement]:
         """Fit every choice on the dense model's inputs."""
@@ -107,27 +105,37 @@ class Fitter:
         unit, settings = choice.unit, choice.settings
         assert settings is not None
         tensors = method_named(unit.method).fit(unit, settings, self.weights, statistics)
-        pairs = []
-        for target in unit.targets:
-            module = self._empty(choice, target)
+        pairs = self._empty(choice)
+        for store in stores_behind(module for _, module in pairs):
+            fill(store, tensors[STORE], None)
+        for target, module in pairs:
             fill(module, tensors[target.name], read_bias(self.model, target))
-            pairs.append((target, module))
         return pairs
 
-    def _empty(self, choice: Choice, target: Target) -> Assembled:
+    def _empty(self, choice: Choice) -> list[Replacement]:
+        """The empty modules of one choice, where and as the dense ones are."""
         unit, settings = choice.unit, choice.settings
         assert settings is not None
-        old = self.model.get_submodule(target.module)
-        like: Tensor = old.weight  # type: ignore[assignment]
+        like: Tensor = self.model.get_submodule(unit.targets[0].module).weight  # type: ignore[assignment]
+        method = method_named(unit.method)
         with torch.device(like.device):
-            module = method_named(unit.method).build(target, settings, unit.config.stored)
-        module.requires_grad_(any(parameter.requires_grad for parameter in old.parameters()))
-        return module.to(like.dtype)
+            modules = method.modules(unit, settings, choice.store)
+        pairs = [(target, modules[target.name]) for target in unit.targets]
+        (store,) = stores_behind(modules.values()) or (None,)
+        trained = False
+        for target, module in pairs:
+            old = self.model.get_submodule(target.module)
+            trains = any(parameter.requires_grad for parameter in old.parameters())
+            module.requires_grad_(trains).to(old.weight.dtype)  # type: ignore[arg-type]
+            trained = trained or trains
+        if store is not None:
+            store.requires_grad_(trained).to(like.dtype)
+        return pairs
 
 
 @torch.no_grad()
-def fill(module: Assembled, tensors: Mapping[str, Tensor], bias: Tensor | None) -> None:
-    """Copy fitted tensors into an empty assembled module and put them on their stored grid.
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], bias: Tensor | None) -> None:
+    """Copy fitted tensors into an empty assembled module (or a store) and put them on their stored grid.
 
     ``bias_shift`` is added to the dense module's bias; ``name.codes`` and ``name.scales`` set an integer-stored
     child directly.

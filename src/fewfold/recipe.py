@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +16,11 @@ from fewfold.errors import BudgetError, RecipeError
 from fewfold.methods.base import MethodConfig
 from fewfold.methods.dense.config import Dense
 from fewfold.methods.low_rank.config import LowRank
+from fewfold.methods.shared_factors.config import SharedFactors
+from fewfold.methods.tensor_train.config import TensorTrain
+from fewfold.methods.tucker.config import Tucker
 
-AnyConfig = Annotated[LowRank | Dense, Field(discriminator="method")]
+AnyConfig = Annotated[LowRank | SharedFactors | Tucker | TensorTrain | Dense, Field(discriminator="method")]
 
 
 class Recipe(BaseModel):
@@ -116,9 +120,42 @@ class Recipe(BaseModel):
 
         :raises RecipeError: listing the presets.
         """
-        if name not in PRESETS:
-            raise RecipeError(f"preset {name!r} is unknown; presets are {', '.join(PRESETS)} (or give a .yaml file)")
-        return PRESETS[name]()
+        if name in PRESETS:
+            return PRESETS[name]()
+        published = _published(name)
+        if published is None:
+            raise RecipeError(
+                f"preset {name!r} is unknown; presets are {', '.join(PRESETS)} and II-<d>, III-<d>, IV-<l>-<d> "
+                "(or give a .yaml file)"
+            )
+        return published
+
+
+def _published(name: str) -> Recipe | None:
+    """The recipe of a name as Ren et al. (ICLR 2022) give them: ``II-55``, ``III-64``, ``IV-72-384``.
+
+    Shared factors and Tucker are those of the paper's code: fitted to the weights alone, slices as they are.
+    """
+    match = re.fullmatch(r"(II|III)-(\d+)|IV-(\d+)-(\d+)", name)
+    if match is None:
+        return None
+    source = f"Ren et al., Exploring Extreme Parameter Compression for Pre-trained Language Models (ICLR 2022), {name}"
+    config: MethodConfig
+    try:
+        if match[1] == "II":
+            config = LowRank(rank=int(match[2]), weighting="none", square_core=True)
+        elif match[1] == "III":
+            config = SharedFactors(
+                rank=(int(match[2]), int(match[2])), weighting="none", normalise=False, orientation="published"
+            )
+        else:
+            config = Tucker(
+                bank=int(match[3]), rank=(int(match[4]), int(match[4])), weighting="none", normalise=False,
+                orientation="published", sweeps=10,
+            )  # fmt: skip
+    except ValidationError as error:
+        raise RecipeError(f"preset {name!r}: {error.errors()[0]['msg']}") from None
+    return Recipe(methods=[config], name=name, source=source)  # type: ignore[list-item]
 
 
 def _preset(name: str, source: str, *methods: MethodConfig) -> Callable[[], Recipe]:
@@ -144,6 +181,8 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
             "ours: calibrated low rank on linears and token table",
             [LowRank(targets="linears"), LowRank(targets="embeddings")],
         ),
+        ("shared-factors", "ours: calibrated shared factors on the linears", [SharedFactors()]),
+        ("tucker", "ours: calibrated shared factors with a bank of cores on the linears", [Tucker()]),
         ("svd", "truncated SVD of every linear (Eckart and Young 1936)", [LowRank(weighting="none")]),
         ("int8", "round to nearest, int8 a row", [Dense(targets="all", stored_dtype="int8")]),
         ("int4", "round to nearest, int4 in groups of 32", [Dense(targets="all", stored_dtype="int4")]),

@@ -25,11 +25,13 @@ class Choice:
 
     :param settings: of the method, or None to leave the unit's targets as they are.
     :param error: the expected error that the allocation reckoned with (0 where nothing was weighed).
+    :param store: name of the store that the unit's targets share, if they share one.
     """
 
     unit: Unit
     settings: Mapping[str, Any] | None
     error: float = 0.0
+    store: str = ""
 
 
 @dataclass(frozen=True)

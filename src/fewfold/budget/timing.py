@@ -66,7 +66,7 @@ class TimingTable:
             if name in self.records:
                 timed[index] = self.records[name]
                 continue
-            module = method.build(target, size, unit.config.stored)
+            module = method.modules(unit, size)[target.name]
             runs[name] = (index, module)
         measured = self._time(
             {name: (lambda m=module: m(self._input(target))) for name, (_, module) in runs.items()}  # type: ignore[misc]

@@ -13,6 +13,7 @@ from fewfold.calibration.inputs import Batch, count_rows
 from fewfold.calibration.statistics import Moments, Statistics
 from fewfold.errors import CalibrationError
 from fewfold.progress import track
+from fewfold.surgery.roles import reads_memory
 from fewfold.surgery.targets import Target
 
 
@@ -180,13 +181,6 @@ class _graph_starts:
             handle.remove()
 
 
-def _reads_encoder(name: str) -> bool:
-    """Whether a module inside a decoder multiplies the encoder's output (keys and values of cross-attention)."""
-    pieces = name.split(".")
-    cross = any("encoder_attn" in p or "EncDecAttention" in p or "crossattention" in p for p in pieces)
-    return cross and pieces[-1] in {"k", "v", "k_proj", "v_proj", "key", "value"}
-
-
 def padding_mask(batch: Batch, name: str, tensor: Tensor) -> Tensor | None:
     """The padding mask that belongs to a module's input, or None where every row counts.
 
@@ -194,7 +188,7 @@ def padding_mask(batch: Batch, name: str, tensor: Tensor) -> Tensor | None:
     :param tensor: its input: ids ``(batch, length)`` or hidden states ``(batch, length, width)``.
     """
     lead = tuple(tensor.shape[:-1] if tensor.is_floating_point() else tensor.shape)
-    decoder = "decoder" in name.split(".") and not _reads_encoder(name)
+    decoder = "decoder" in name.split(".") and not reads_memory(name)
     for key in ("decoder_attention_mask", "attention_mask") if decoder else ("attention_mask",):
         mask = batch.get(key)
         if mask is not None and tuple(mask.shape) == lead:

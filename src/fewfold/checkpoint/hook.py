@@ -17,6 +17,7 @@ from fewfold.checkpoint.config import FewfoldConfig
 from fewfold.checkpoint.rebuild import apply_structure
 from fewfold.checkpoint.resize import install_resizing
 from fewfold.errors import CheckpointError
+from fewfold.store import Store
 from fewfold.stored import StoredEmbedding, StoredLinear, unpack
 from fewfold.surgery.replace import Replaced
 
@@ -87,7 +88,7 @@ def settle(model: nn.Module) -> None:
     """Undo what the load may have cast: a stored leaf's products run in the dtype of the weight it stands for."""
     for module in model.modules():
         if isinstance(module, Assembled):
-            for leaf in module.modules():
+            for leaf in (leaf for held in module.leaves() for leaf in held.modules()):
                 if isinstance(leaf, StoredLinear | StoredEmbedding):
                     leaf.settle_(module.weight.dtype)
 
@@ -151,7 +152,7 @@ def _renamed(model: Any, found: dict[str, tuple[int, ...]]) -> dict[str, tuple[i
 
 def _stored_tensors(model: nn.Module) -> Iterable[tuple[str, Any]]:
     state = model.state_dict()
-    roots = [name for name, module in model.named_modules() if isinstance(module, Replaced)]
+    roots = [name for name, module in model.named_modules() if isinstance(module, (*Replaced, Store))]
     for root in roots:
         for name, tensor in state.items():
             if name.startswith(f"{root}.") and not name.endswith(".bias"):

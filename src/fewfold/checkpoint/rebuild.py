@@ -13,6 +13,7 @@ from fewfold.assembled import Assembled
 from fewfold.checkpoint.structure import Structure, TargetRecord, TieRecord
 from fewfold.errors import CheckpointError
 from fewfold.methods.registry import method_named
+from fewfold.store import Store, stores_behind
 from fewfold.stored import StoredDtype, StoredEmbedding, StoredLinear
 from fewfold.surgery.layouts import Part, fused_parts
 from fewfold.surgery.replace import Replaced, replace_modules
@@ -140,7 +141,7 @@ def build_modules(model: nn.Module, structure: Structure) -> list[tuple[Target, 
     ties: dict[str, list[Tie]] = defaultdict(list)
     for tie in structure.ties:
         ties[tie.table].append(Tie(tie.module, tie.role, tie.scale))
-    built = []
+    built, stores = [], _build_stores(model, structure)
     for record in structure.targets:
         target = _target(model, record, ties[record.module])
         _check_shape(model, target)
@@ -148,11 +149,31 @@ def build_modules(model: nn.Module, structure: Structure) -> list[tuple[Target, 
         try:
             method, stored = method_named(record.method), StoredDtype(record.stored_dtype, record.group_size)
             with torch.device(like.device):
-                module = method.build(target, record.settings, stored)
+                module = method.build(target, record.settings, stored, stores.get(record.store or ""))
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             raise CheckpointError(f"{record.name}: {record.method} cannot use {record.settings}: {error}") from error
         built.append((target, module.to(like.dtype)))
     return built
+
+
+def _build_stores(model: nn.Module, structure: Structure) -> dict[str, Store]:
+    """The empty stores that the structure's targets are assembled from."""
+    stores: dict[str, Store] = {}
+    for record in structure.stores:
+        user = next((target for target in structure.targets if target.store == record.name), None)
+        if user is None:
+            continue
+        like: Any = model.get_submodule(user.module).weight
+        try:
+            with torch.device(like.device):
+                store = method_named(record.method).build_store(
+                    record.settings, StoredDtype(record.stored_dtype, record.group_size)
+                )
+        except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError, AttributeError) as error:
+            raise CheckpointError(f"store {record.name}: {record.method} cannot use its settings: {error}") from error
+        store.name = record.name
+        stores[record.name] = store.to(like.dtype)
+    return stores
 
 
 def apply_structure(model: nn.Module, structure: Structure, stored: Collection[str] = ()) -> Structure:
@@ -170,21 +191,24 @@ def apply_structure(model: nn.Module, structure: Structure, stored: Collection[s
     ):
         return structure
     built = build_modules(model, structure)
-    for _, module in built:
-        for leaf in module.modules():
+    modules = [module for _, module in built]
+    for owner in (*modules, *stores_behind(modules)):
+        for leaf in owner.modules():
             if isinstance(leaf, StoredLinear | StoredEmbedding):
                 leaf.pack_()
     replace_modules(model, built)
     return structure
 
 
-def record_of(target: Target, method: str, settings: dict, stored: StoredDtype) -> TargetRecord:
+def record_of(
+    target: Target, method: str, settings: dict, stored: StoredDtype, store: str | None = None
+) -> TargetRecord:
     """What the structure says of one replaced target."""
     return TargetRecord(
         name=target.name, module=target.module, part=target.part.name if target.part else None, kind=target.kind,
         rows=target.rows, columns=target.columns, bias=target.bias, transposed=target.transposed,
         scale=target.scale, padding_idx=target.padding_idx, method=method, settings=dict(settings),
-        stored_dtype=stored.name, group_size=stored.group,
+        store=store, stored_dtype=stored.name, group_size=stored.group,
     )  # fmt: skip
 
 

@@ -34,6 +34,19 @@ class TargetRecord(BaseModel):
     padding_idx: int | None = None
     method: str
     settings: dict[str, Any]
+    store: str | None = None
+    stored_dtype: StoredDtypeName = "fp32"
+    group_size: int = 32
+
+
+class StoreRecord(BaseModel):
+    """Tensors that several targets share; they are in the model's body, under the store's name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_]+$")
+    method: str
+    settings: dict[str, Any]
     stored_dtype: StoredDtypeName = "fp32"
     group_size: int = 32
 
@@ -56,6 +69,7 @@ class Structure(BaseModel):
 
     version: int = STRUCTURE_VERSION
     targets: list[TargetRecord] = Field(default_factory=list)
+    stores: list[StoreRecord] = Field(default_factory=list)
     ties: list[TieRecord] = Field(default_factory=list)
     provenance: dict[str, Any] = Field(default_factory=dict)
 
@@ -89,4 +103,14 @@ def parse_structure(data: Any) -> Structure:
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
         raise CheckpointError(f"the fewfold structure in config.json is damaged: it replaces {twice} twice")
+    stores = Counter(record.name for record in structure.stores)
+    twice = next((name for name, count in stores.items() if count > 1), None)
+    if twice is not None:
+        raise CheckpointError(f"the fewfold structure in config.json is damaged: it has two stores {twice}")
+    for record in structure.targets:
+        if record.store is not None and record.store not in stores:
+            raise CheckpointError(
+                f"the fewfold structure in config.json is damaged: {record.name} is assembled from the store "
+                f"{record.store}, which it does not have"
+            )
     return structure

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewfold.budget.budget import Budget
 from fewfold.errors import RecipeError
+from fewfold.store import Store
 from fewfold.stored import StoredDtype
 from fewfold.stored.dtypes import StoredDtypeName
 from fewfold.surgery.targets import Target
@@ -84,13 +85,20 @@ class Cost:
     macs: int
 
 
+STORE = "(store)"  # the key of a store's tensors among those that a fit returns
+
+
 @dataclass(frozen=True)
 class Unit:
-    """Targets that a method replaces together, with their config (overrides applied)."""
+    """Targets that a method replaces together, with their config (overrides applied).
+
+    :param layout: what the method itself worked out about them, if anything.
+    """
 
     method: str
     config: MethodConfig
     targets: tuple[Target, ...]
+    layout: Any = None
 
     @property
     def name(self) -> str:
@@ -103,6 +111,18 @@ class Unit:
         return sum(target.numel for target in self.targets)
 
 
+@dataclass(frozen=True)
+class Records:
+    """What the structure says of a unit.
+
+    :param targets: settings by target name.
+    :param store: settings of the store that the targets share, or None where each owns its tensors.
+    """
+
+    targets: Mapping[str, Mapping[str, Any]]
+    store: Mapping[str, Any] | None = None
+
+
 class Method(ABC):
     """One way to assemble weights from stored tensors. Instances are listed in methods/registry.py."""
 
@@ -110,7 +130,10 @@ class Method(ABC):
     config: ClassVar[type[MethodConfig]]
 
     def units(self, config: MethodConfig, targets: Sequence[Target]) -> list[Unit]:
-        """Group targets that are compressed together; by default every target stands alone."""
+        """Group targets that are compressed together; by default every target stands alone.
+
+        :raises RecipeError: if a target is of a kind that the method does not serve.
+        """
         return [Unit(self.name, config, (target,)) for target in targets]
 
     @abstractmethod
@@ -148,12 +171,42 @@ class Method(ABC):
         :param weights: dense weights by target name, ``(out, in)`` or ``(vocab, dim)``, fp32.
         """
 
+    def settle(
+        self, unit: Unit, settings: Mapping[str, Any], weights: Mapping[str, Tensor], statistics: Statistics
+    ) -> Mapping[str, Any]:
+        """``settings`` with what the weights decide; called once, before the fit."""
+        return settings
+
+    def records(self, unit: Unit, settings: Mapping[str, Any]) -> Records:
+        """What the structure says of ``unit`` at ``settings``."""
+        return Records({target.name: settings for target in unit.targets})
+
     @abstractmethod
     def fit(
         self, unit: Unit, settings: Mapping[str, Any], weights: Mapping[str, Tensor], statistics: Statistics
     ) -> dict[str, dict[str, Tensor]]:
-        """The stored tensors of ``unit`` at ``settings``: by target name, then by their name in its module."""
+        """The stored tensors of ``unit`` at ``settings``: by target name (a store's: under ``STORE``), then by their
+        name in the module.
+        """
+
+    def build_store(self, settings: Mapping[str, Any], stored: StoredDtype) -> Store:
+        """The empty store of recorded settings, fresh tensors in it, on the current default device."""
+        raise NotImplementedError(f"{self.name} keeps no store")
 
     @abstractmethod
-    def build(self, target: Target, settings: Mapping[str, Any], stored: StoredDtype) -> Assembled:
-        """The empty module that stands for ``target``, fresh weights in it, on the current default device."""
+    def build(
+        self, target: Target, settings: Mapping[str, Any], stored: StoredDtype, store: Store | None = None
+    ) -> Assembled:
+        """The empty module that stands for ``target``, fresh weights in it, on the current default device.
+
+        :param settings: as recorded for the target.
+        :param store: of the unit, where its record names one.
+        """
+
+    def modules(self, unit: Unit, settings: Mapping[str, Any], store_name: str = "store") -> dict[str, Assembled]:
+        """The empty modules of a whole unit by target name; a store, if there is one, hangs on them."""
+        records, stored, store = self.records(unit, settings), unit.config.stored, None
+        if records.store is not None:
+            store = self.build_store(records.store, stored)
+            store.name = store_name
+        return {target.name: self.build(target, records.targets[target.name], stored, store) for target in unit.targets}

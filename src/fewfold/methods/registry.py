@@ -6,8 +6,18 @@ from fewfold.errors import RecipeError
 from fewfold.methods.base import Method, MethodConfig
 from fewfold.methods.dense.fit import DenseMethod
 from fewfold.methods.low_rank.fit import LowRankMethod
+from fewfold.methods.shared_factors.fit import SharedFactorsMethod
+from fewfold.methods.tensor_train.fit import TensorTrainMethod
+from fewfold.methods.tucker.fit import TuckerMethod
 
-METHODS: dict[str, Method] = {method.name: method for method in (LowRankMethod(), DenseMethod())}
+_ALL: tuple[Method, ...] = (
+    LowRankMethod(),
+    SharedFactorsMethod(),
+    TuckerMethod(),
+    TensorTrainMethod(),
+    DenseMethod(),
+)
+METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
 
 def method_named(name: str) -> Method:

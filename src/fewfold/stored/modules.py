@@ -201,6 +201,22 @@ class StoredLinear(_Stored, nn.Linear):  # type: ignore[misc]
         return f"{nn.Linear.extra_repr(self)}, stored={self.stored.name}"
 
 
+class StoredMatrix(StoredLinear):
+    """A stored matrix ``(out_features, in_features)`` that is multiplied from either side.
+
+    Whatever needs it calls the module, so that hooks (offloading, sharding) fire.
+    """
+
+    def __init__(self, in_features: int, out_features: int, stored: StoredDtype) -> None:
+        super().__init__(in_features, out_features, False, stored)
+
+    def forward(self, input: Tensor | None = None, transposed: bool = False) -> Tensor:
+        """``(…, in_features)`` to ``(…, out_features)``, or back if ``transposed``; without input, the matrix."""
+        if input is None:
+            return self.matrix()
+        return F.linear(input, self.matrix().t() if transposed else self.matrix())
+
+
 class StoredEmbedding(_Stored, nn.Embedding):  # type: ignore[misc]
     """An ``nn.Embedding`` whose table is kept in a smaller dtype on disk."""
 

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fewfold.assembled import Assembled, AssembledEmbedding
 from fewfold.errors import TargetError
+from fewfold.store import attach_stores, drop_unused_stores, stores_behind
 from fewfold.surgery.layouts import FusedLinear, fused_parts
 from fewfold.surgery.targets import Target, read_bias, read_weight
 from fewfold.surgery.ties import EmbeddingAlias, TiedHead, drop_tie_declarations, restore_tie_declarations
@@ -112,12 +113,14 @@ def replace_modules(model: nn.Module, replacements: Sequence[tuple[Target, Assem
     for old, _ in swaps:
         if not places.get(id(old)):
             raise TargetError(f"{type(old).__name__} is the model itself; wrap it in a module to replace it")
+    attach_stores(model, stores_behind(module for _, module in replacements))
     for old, new in swaps:
         original = _original_of(old)
         new.original = original  # type: ignore[assignment]
         new.train(old.training)
         _swap(places, old, new)
     drop_tie_declarations(model, untied)
+    drop_unused_stores(model)
 
 
 def _refill(shell: nn.Module, module: nn.Module) -> nn.Module:
@@ -137,11 +140,18 @@ def _refill(shell: nn.Module, module: nn.Module) -> nn.Module:
         weight, dense.nf = weight.t(), weight.shape[0]  # type: ignore[assignment]
     else:
         dense.out_features = weight.shape[0]  # type: ignore[assignment]
-    trains = any(parameter.requires_grad for parameter in module.parameters())
+    trains = _trains(module)
     dense._parameters["weight"] = nn.Parameter(weight.detach().clone().contiguous(), trains)
     if bias is not None:
         dense._parameters["bias"] = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.detach().clone())
     return dense.train(module.training)
+
+
+def _trains(module: nn.Module) -> bool:
+    """Whether anything that a replaced module computes with is trained."""
+    parts = list(module.parts.values()) if isinstance(module, FusedLinear) else [module]
+    held = [leaf for part in parts if isinstance(part, Assembled) for leaf in part.leaves()]
+    return any(parameter.requires_grad for owner in (module, *held) for parameter in owner.parameters())
 
 
 def _dense_weight(module: Any) -> torch.Tensor:
@@ -177,4 +187,5 @@ def restore_modules(model: nn.Module) -> int:
                 dense.num_embeddings = module.num_embeddings  # type: ignore[assignment]
             _swap(places, module, dense.train(module.training))
     restore_tie_declarations(model)
+    drop_unused_stores(model)
     return len(replaced)

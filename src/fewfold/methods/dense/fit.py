@@ -12,6 +12,7 @@ from fewfold.calibration.statistics import Statistics
 from fewfold.methods.base import Cost, Method, Unit
 from fewfold.methods.dense.config import Dense
 from fewfold.methods.dense.modules import DenseEmbedding, DenseLinear
+from fewfold.store import Store
 from fewfold.stored import StoredDtype
 from fewfold.surgery.targets import Target
 
@@ -51,7 +52,9 @@ class DenseMethod(Method):
         """The weight itself."""
         return {target.name: {"full.weight": weights[target.name]} for target in unit.targets}
 
-    def build(self, target: Target, settings: Mapping[str, Any], stored: StoredDtype) -> Assembled:
+    def build(
+        self, target: Target, settings: Mapping[str, Any], stored: StoredDtype, store: Store | None = None
+    ) -> Assembled:
         """An empty module that keeps one matrix."""
         if settings:
             raise ValueError("the dense method has no settings")

@@ -19,6 +19,9 @@ class LowRank(MethodConfig):
     method: Literal["low_rank"] = "low_rank"
     rank: int | None = Field(None, ge=1, description="the rank of every target (None: a budget chooses)")
     multiple_of: int = Field(1, ge=1, description="ranks that a budget chooses are multiples of this")
+    square_core: bool = Field(
+        False, description="a square core between the factors, W = up · core · down (a linear map's; for training)"
+    )
     weighting: Literal["auto", "none", "inputs", "inputs_and_outputs"] = Field(
         "auto",
         description="what the fit minimises: 'none' the weight's error (plain SVD), 'inputs' the error of the "

@@ -18,6 +18,7 @@ from fewfold.linalg.tables import row_weighted_spectrum, smoothed_counts
 from fewfold.methods.base import Cost, Method, Unit
 from fewfold.methods.low_rank.config import LowRank
 from fewfold.methods.low_rank.modules import LowRankEmbedding, LowRankLinear
+from fewfold.store import Store
 from fewfold.stored import StoredDtype
 from fewfold.surgery.targets import Target
 
@@ -59,6 +60,8 @@ class LowRankMethod(Method):
         (target,) = unit.targets
         step = _config(unit).multiple_of
         last = min((target.numel - 1) // (target.rows + target.columns), target.rows, target.columns)
+        if _config(unit).square_core and target.kind == "linear":
+            last = next((r for r in range(last, 0, -1) if r * (target.rows + target.columns + r) < target.numel), 1)
         ranks = list(range(step, last + 1, step)) or [max(1, last)]
         return [_settings(unit, rank) for rank in ranks]
 
@@ -74,6 +77,9 @@ class LowRankMethod(Method):
             return Cost(numbers + extra, size, rank * target.columns)
         size = stored.matrix_bytes(rank, target.columns, element_size)
         size += stored.matrix_bytes(target.rows, rank, element_size)
+        if settings.get("square_core"):
+            numbers += rank * rank
+            size += stored.matrix_bytes(rank, rank, element_size)
         return Cost(numbers, size, min(numbers, target.numel))
 
     def errors(
@@ -106,10 +112,12 @@ class LowRankMethod(Method):
             tensors["bias_shift"] = corrected_bias(weight, factors.dense(), moments.mean)
         return {target.name: tensors}
 
-    def build(self, target: Target, settings: Mapping[str, Any], stored: StoredDtype) -> Assembled:
+    def build(
+        self, target: Target, settings: Mapping[str, Any], stored: StoredDtype, store: Store | None = None
+    ) -> Assembled:
         """Empty factors of the recorded rank."""
         rank, full = settings["rank"], min(target.rows, target.columns)
-        known = {"rank", "mean_row"} if target.kind == "embedding" else {"rank"}
+        known = {"rank", "mean_row"} if target.kind == "embedding" else {"rank", "square_core"}
         if not set(settings) <= known or not isinstance(rank, int) or not 1 <= rank <= full:
             raise ValueError(f"a {target.rows}×{target.columns} weight takes a rank of 1…{full}")
         if target.kind == "embedding":
@@ -122,13 +130,17 @@ class LowRankMethod(Method):
                 stored,
                 bool(settings.get("mean_row", False)),
             )
-        return LowRankLinear(target.columns, target.rows, rank, target.bias, stored)
+        return LowRankLinear(
+            target.columns, target.rows, rank, target.bias, stored, bool(settings.get("square_core", False))
+        )
 
 
 def _settings(unit: Unit, rank: int) -> dict[str, Any]:
     """What the structure records of a rank: tables that are not plain SVDs keep their mean row apart."""
     if unit.targets[0].kind == "embedding" and _config(unit).weighting != "none":
         return {"rank": rank, "mean_row": True}
+    if unit.targets[0].kind == "linear" and _config(unit).square_core:
+        return {"rank": rank, "square_core": True}
     return {"rank": rank}
 
 
@@ -180,6 +192,8 @@ def _fit_drifted(
 def _kept(unit: Unit, factors: LowRankFactors, input_moment: Tensor | None) -> tuple[dict[str, Tensor], LowRankFactors]:
     """Balanced factors in their kept form, and the factors that this form stands for."""
     stored = unit.config.stored
+    if _config(unit).square_core and unit.targets[0].kind == "linear":
+        return _with_core(factors), factors
     if stored.bits is None or stored.bits == 8 or input_moment is None:
         factors = balance(factors)
         return {"down.weight": factors.down, "up.weight": factors.up}, factors
@@ -191,6 +205,13 @@ def _kept(unit: Unit, factors: LowRankFactors, input_moment: Tensor | None) -> t
         "up.scales": rounded.up.scales,
     }
     return tensors, rounded.dequantize(torch.float64)
+
+
+def _with_core(factors: LowRankFactors) -> dict[str, Tensor]:
+    """Orthonormal factors, and what they leave in a square core between them."""
+    up, left = torch.linalg.qr(factors.up.double())
+    down, right = torch.linalg.qr(factors.down.double().t())
+    return {"down.weight": down.t(), "core.weight": left @ right.t(), "up.weight": up}
 
 
 def _fit_table(

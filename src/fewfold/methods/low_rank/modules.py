@@ -14,15 +14,25 @@ from fewfold.stored import StoredDtype, make_embedding, make_linear
 
 
 class LowRankLinear(AssembledLinear):
-    """``y = up(down(x))`` with ``down: in → rank`` and ``up: rank → out``; the bias lives on ``up``."""
+    """``y = up(down(x))`` with ``down: in → rank`` and ``up: rank → out``; the bias lives on ``up``.
+
+    :param square_core: a ``rank × rank`` map between the two (method II of Ren et al., ICLR 2022).
+    """
 
     def __init__(
-        self, in_features: int, out_features: int, rank: int, bias: bool, stored: StoredDtype | None = None
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool,
+        stored: StoredDtype | None = None,
+        square_core: bool = False,
     ) -> None:
         super().__init__(in_features, out_features)
         stored = stored or StoredDtype()
         self.rank = rank
         self.down = make_linear(in_features, rank, False, stored)
+        self.core = make_linear(rank, rank, False, stored) if square_core else None
         self.up = make_linear(rank, out_features, bias, stored)
         self.reset_parameters()
 
@@ -34,6 +44,8 @@ class LowRankLinear(AssembledLinear):
         with torch.no_grad():
             matrix_of(self.down).normal_(std=math.sqrt(1.0 / self.in_features))
             matrix_of(self.up).normal_(std=math.sqrt(variance * self.in_features / self.rank))
+            if self.core is not None:
+                matrix_of(self.core).normal_(std=math.sqrt(1.0 / self.rank))
             if self.bias is not None:
                 self.bias.zero_()
 
@@ -43,16 +55,18 @@ class LowRankLinear(AssembledLinear):
         return bias_of(self.up)
 
     def chain_macs(self) -> int:
-        """``rank · (in + out)``."""
-        return self.rank * (self.in_features + self.out_features)
+        """``rank · (in + out)``, and the core's ``rank²``."""
+        return self.rank * (self.in_features + self.out_features + (0 if self.core is None else self.rank))
 
     def chained(self, hidden_states: Tensor) -> Tensor:
-        """``up(down(x))``."""
-        return self.up(self.down(hidden_states))
+        """``up(core(down(x)))``."""
+        hidden_states = self.down(hidden_states)
+        return self.up(hidden_states if self.core is None else self.core(hidden_states))
 
     def assembled_weight(self) -> Tensor:
-        """``up.weight @ down.weight``, ``(out, in)``."""
-        return matrix_of(self.up) @ matrix_of(self.down)
+        """``up.weight @ core.weight @ down.weight``, ``(out, in)``."""
+        down = matrix_of(self.down)
+        return matrix_of(self.up) @ (down if self.core is None else matrix_of(self.core) @ down)
 
     @torch.no_grad()
     def resize(self, rows: int) -> None:

@@ -1,0 +1,1 @@
+"""Shared factors: all slices of a group between two common factors, one core each."""

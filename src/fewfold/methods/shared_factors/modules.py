@@ -1,0 +1,164 @@
+"""The store of shared factors, with one core a slice or a bank of cores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fewfold.methods.slices.layout import Cut
+from fewfold.methods.slices.modules import SlicedLinear, SliceStore, reads_rows, whole, write
+from fewfold.stored import StoredDtype, StoredMatrix
+from fewfold.surgery.targets import Target
+
+
+class FactorStore(SliceStore):
+    """Factors by name and banks of cores between two of them.
+
+    :param factors: by name, ``(rank, width)``; kept as a matrix of that shape.
+    :param banks: by name: ``left`` and ``right`` (names of factors on the rows' and the columns' side of a slice),
+        ``slices``, and ``size`` (cores in the bank; None where every slice has its own and nothing is mixed). Cores
+        are kept as ``(size · left rank, right rank)``, mixes as ``(slices, size)``.
+    """
+
+    def __init__(
+        self, factors: Mapping[str, tuple[int, int]], banks: Mapping[str, Mapping[str, Any]], stored: StoredDtype
+    ) -> None:
+        super().__init__()
+        self.banks = {name: dict(bank) for name, bank in banks.items()}
+        self.factors = nn.ModuleDict(
+            {name: StoredMatrix(width, rank, stored) for name, (rank, width) in factors.items()}
+        )
+        self.cores, self.mixes = nn.ModuleDict(), nn.ModuleDict()
+        for name, bank in self.banks.items():
+            left, right = factors[bank["left"]][0], factors[bank["right"]][0]
+            size = bank["size"] or bank["slices"]
+            self.cores[name] = StoredMatrix(right, size * left, stored)
+            if bank["size"] is not None:
+                self.mixes[name] = StoredMatrix(bank["size"], bank["slices"], mix_form(stored))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Fresh tensors: slices with the variance of a fresh ``nn.Linear``, ``1 / (3 · rows)``.
+
+        The variance of a slice's entry is ``var(U) · var(Σ) · var(V) · d₁ · d₂`` and, in a bank,
+        ``var(Σ) = var(P) · var(C) · l``.
+        """
+        if any(parameter.is_meta for parameter in self.parameters()):
+            return
+        for name, bank in self.banks.items():
+            shape = [whole(self.factors[bank[side]]).shape for side in ("left", "right")]
+            for side, (rank, _) in zip(("left", "right"), shape, strict=True):
+                whole(self.factors[bank[side]]).normal_(std=1.0 / math.sqrt(rank))
+            whole(self.cores[name]).normal_(std=math.sqrt(1.0 / (3 * shape[0][1])))
+            if name in self.mixes:
+                whole(self.mixes[name]).normal_(std=1.0 / math.sqrt(bank["size"]))
+
+    def check_member(self, target: Target, bank: str, first: int, cut: Cut) -> None:
+        """Its slices must be in the bank, and as large as the factors are wide."""
+        if bank not in self.banks:
+            raise ValueError(f"the store has no bank {bank!r}; it has {', '.join(self.banks)}")
+        shape = self.banks[bank]
+        widths = tuple(self.factors[shape[side]].in_features for side in ("left", "right"))
+        if cut.shape(target) != widths:
+            raise ValueError(f"its slices are {cut.shape(target)}, those of bank {bank} {widths}")
+        if not 0 <= first <= shape["slices"] - cut.tiles:
+            raise ValueError(f"slices {first}…{first + cut.tiles - 1} are not in bank {bank} of {shape['slices']}")
+
+    def leaves(self, bank: str) -> list[nn.Module]:
+        """Both factors, the cores and the mix."""
+        shape = self.banks[bank]
+        found = [self.factors[shape["left"]], self.factors[shape["right"]], self.cores[bank]]
+        return [*found, self.mixes[bank]] if bank in self.mixes else found
+
+    def core(self, member: SlicedLinear) -> Tensor:
+        """The member's cores, mixed: ``(tiles, reading rank, writing rank)``."""
+        bank = self.banks[member.bank]
+        cores = whole(self.cores[member.bank]).unflatten(0, (-1, self._rank(bank["left"])))
+        chosen = slice(member.first, member.first + member.cut.tiles)
+        if member.bank in self.mixes:
+            mix = whole(self.mixes[member.bank])[chosen]
+            own = (mix @ cores.flatten(1)).unflatten(1, cores.shape[1:])
+        else:
+            own = cores[chosen]
+        return own if reads_rows(member.cut) else own.transpose(1, 2)
+
+    def read(self, hidden_states: Tensor, member: SlicedLinear) -> Tensor:
+        """``x · U``; of an input in blocks, block by block: ``(…, tiles · rank)``."""
+        factor = self._reader(member)
+        if member.cut.tiled != "in":
+            return factor(hidden_states)
+        return factor(hidden_states.unflatten(-1, (member.cut.tiles, -1))).flatten(-2)
+
+    def finish(self, read: Tensor, member: SlicedLinear) -> Tensor:
+        """One product with all cores, then the writing factor; blocks of the input are summed in between."""
+        tiles, tiled = member.cut.tiles, member.cut.tiled
+        cored = F.linear(read, member.kept("core", lambda: self._flat_core(member)))
+        if tiled == "out":
+            cored = cored.unflatten(-1, (tiles, -1))
+        written = write(self._writer(member), cored)
+        if tiled == "out":
+            written = written.flatten(-2)
+        return written if member.bias is None else written + member.bias
+
+    def fold(self, member: SlicedLinear) -> Tensor | None:
+        """Cores times the writing factor, ``(out, reading rank)``; inputs in blocks are better summed first."""
+        if member.cut.tiled == "in":
+            return None
+        folded = write(self._writer(member), self.core(member))  # (tiles, reading rank, width)
+        return folded.transpose(1, 2).flatten(0, 1).contiguous()
+
+    def slices(self, member: SlicedLinear) -> Tensor:
+        """``U · Σ_i · V``, ``(tiles, rows, columns)``."""
+        core = self.core(member)
+        left, right = self._reader(member), self._writer(member)
+        found = whole(left).t() @ write(right, core)
+        return found if reads_rows(member.cut) else found.transpose(1, 2)
+
+    def macs(self, member: SlicedLinear) -> tuple[int, int, int | None]:
+        """Of ``x · U``, of the rest, and of the rest when folded."""
+        reader, writer = self._reader_shape(member), self._writer_shape(member)
+        tiles, tiled = member.cut.tiles, member.cut.tiled
+        read = reader[0] * member.in_features
+        cored = reader[0] * writer[0] * tiles
+        written = writer[0] * member.out_features
+        return read, cored + written, None if tiled == "in" else reader[0] * member.out_features
+
+    def _flat_core(self, member: SlicedLinear) -> Tensor:
+        """All cores of a member as one matrix: inputs in blocks below each other, outputs side by side."""
+        core = self.core(member)
+        if member.cut.tiled == "in":
+            return core.flatten(0, 1).t()
+        return core.transpose(1, 2).flatten(0, 1)
+
+    def _rank(self, factor: str) -> int:
+        leaf: Any = self.factors[factor]
+        return getattr(leaf, "base_layer", leaf).out_features
+
+    def _reader_name(self, member: SlicedLinear) -> str:
+        return self.banks[member.bank]["left" if reads_rows(member.cut) else "right"]
+
+    def _writer_name(self, member: SlicedLinear) -> str:
+        return self.banks[member.bank]["right" if reads_rows(member.cut) else "left"]
+
+    def _reader(self, member: SlicedLinear) -> nn.Module:
+        return self.factors[self._reader_name(member)]
+
+    def _writer(self, member: SlicedLinear) -> nn.Module:
+        return self.factors[self._writer_name(member)]
+
+    def _reader_shape(self, member: SlicedLinear) -> tuple[int, int]:
+        return self._rank(self._reader_name(member)), member.in_features
+
+    def _writer_shape(self, member: SlicedLinear) -> tuple[int, int]:
+        return self._rank(self._writer_name(member)), member.out_features
+
+
+def mix_form(stored: StoredDtype) -> StoredDtype:
+    """How a mix is kept: as the rest, but never in less than int8 (it is small, and every slice hangs on a row)."""
+    return StoredDtype("int8") if stored.is_integer else stored

@@ -1,0 +1,1 @@
+"""Tucker: shared factors, and cores mixed from a bank."""
