@@ -19,9 +19,11 @@ import pytest
 from models import MODELS, make, outputs
 
 import fewfold
-from fewfold import Dense, LowRank
-from fewfold.checkpoint.structure import TargetRecord
-from fewfold.surgery.targets import find_targets, select
+from fewfold import Dense, LowRank, SharedFactors, TensorTrain, Tucker
+from fewfold.checkpoint.structure import StoreRecord, TargetRecord
+from fewfold.linalg.tensor_train import balanced_factors
+from fewfold.methods.slices.layout import group_targets
+from fewfold.surgery.targets import find_targets, select, split_fused
 
 STORED = ("fp32", "fp16", "bf16", "int8", "int4")
 GROUP = 8  # columns that share a scale in int4: several groups a row, the last one short
@@ -31,17 +33,23 @@ GROUP = 8  # columns that share a scale in int4: several groups a row, the last 
 class MethodCase:
     """One method.
 
-    :param full: config values under which it loses nothing, given a target.
+    :param config: its config.
+    :param full: config values by target name under which it loses nothing, given these targets.
     :param small: config values under which it stores fewer numbers (at least: loses something) on the tiny models.
     :param parameters: stored numbers of one replaced weight, from its record, biases left out.
-    :param assemble: the dense weight of one record from its module's float64 tensors by name, in numpy.
+    :param assemble: the dense weight of one record in numpy, from its module's float64 tensors by name (and, where it
+        has a store, the store's record and tensors).
+    :param store_parameters: stored numbers of one store, from its record.
+    :param tables: whether it replaces embeddings.
     """
 
     config: type
-    full: Callable[[Any], dict[str, Any]]
+    full: Callable[[list[Any]], dict[str, dict[str, Any]]]
     small: dict[str, Any]
     parameters: Callable[[TargetRecord], int]
-    assemble: Callable[[TargetRecord, dict[str, np.ndarray]], np.ndarray]
+    assemble: Callable[..., np.ndarray]
+    store_parameters: Callable[[StoreRecord], int] = lambda record: 0
+    tables: bool = True
 
 
 def _low_rank_weight(record: TargetRecord, tensors: dict[str, np.ndarray]) -> np.ndarray:
@@ -50,17 +58,121 @@ def _low_rank_weight(record: TargetRecord, tensors: dict[str, np.ndarray]) -> np
     return np.einsum("or,ri->oi", tensors["up.weight"], tensors["down.weight"])
 
 
+def _join(record: TargetRecord, slices: list[np.ndarray]) -> np.ndarray:
+    """Slices back into the weight, ``(out, in)``."""
+    blocks = [part if record.settings["rows"] == "out" else part.T for part in slices]
+    return np.concatenate(blocks, axis=1 if record.settings["tiled"] == "in" else 0)
+
+
+def _factored_weight(
+    record: TargetRecord, tensors: dict[str, np.ndarray], store: StoreRecord, shared: dict[str, np.ndarray]
+) -> np.ndarray:
+    bank = store.settings["banks"][record.settings["bank"]]
+    left, right = (shared[f"factors.{bank[side]}.weight"] for side in ("left", "right"))
+    cores = shared[f"cores.{record.settings['bank']}.weight"].reshape(-1, len(left), len(right))
+    slices = []
+    for number in range(record.settings["first"], record.settings["first"] + record.settings["tiles"]):
+        if bank["size"] is None:
+            core = cores[number]
+        else:
+            mix = shared[f"mixes.{record.settings['bank']}.weight"][number]
+            core = sum(weight * one for weight, one in zip(mix, cores, strict=True))
+        slices.append(left.T @ core @ right)
+    return _join(record, slices)
+
+
+def _factored_parameters(store: StoreRecord) -> int:
+    factors, total = store.settings["factors"], 0
+    for bank in store.settings["banks"].values():
+        size = bank["size"] or bank["slices"]
+        total += size * factors[bank["left"]][0] * factors[bank["right"]][0]
+        total += 0 if bank["size"] is None else bank["size"] * bank["slices"]
+    return total + sum(rank * width for rank, width in factors.values())
+
+
+def _train_ranks(rows: list[int], columns: list[int], rank: int, slices: int) -> list[int]:
+    modes = [i * j for i, j in zip(rows, columns, strict=True)]
+    cut = [
+        min(rank, int(np.prod(modes[p + 1 :])), slices * int(np.prod(modes[: p + 1]))) for p in range(len(modes) - 1)
+    ]
+    return [*cut, 1]
+
+
+def _train_parameters(store: StoreRecord) -> int:
+    shape = store.settings
+    ranks = _train_ranks(shape["rows"], shape["columns"], shape["rank"], shape["slices"])
+    total = (shape["size"] or shape["slices"]) * shape["rows"][0] * shape["columns"][0] * ranks[0]
+    for place in range(1, len(ranks)):
+        total += ranks[place - 1] * shape["rows"][place] * shape["columns"][place] * ranks[place]
+    return total + (0 if shape["size"] is None else shape["size"] * shape["slices"])
+
+
+def _train_weight(
+    record: TargetRecord, tensors: dict[str, np.ndarray], store: StoreRecord, shared: dict[str, np.ndarray]
+) -> np.ndarray:
+    shape = store.settings
+    ranks = _train_ranks(shape["rows"], shape["columns"], shape["rank"], shape["slices"])
+    heads = shared["heads.weight"] if shape["size"] is None else shared["mix.weight"] @ shared["heads.weight"]
+    slices = []
+    for number in range(record.settings["first"], record.settings["first"] + record.settings["tiles"]):
+        weight = heads[number].reshape(shape["rows"][0], shape["columns"][0], ranks[0])
+        for place in range(1, len(ranks)):
+            core = shared[f"cores.{place - 1}.weight"]
+            core = core.reshape(ranks[place - 1], shape["rows"][place], shape["columns"][place], ranks[place])
+            weight = np.einsum("ijr,rklq->ikjlq", weight, core)
+            weight = weight.reshape(weight.shape[0] * weight.shape[1], weight.shape[2] * weight.shape[3], -1)
+        slices.append(weight[:, :, 0])
+    return _join(record, slices)
+
+
+def _each(values: Callable[[Any], dict[str, Any]]) -> Callable[[list[Any]], dict[str, dict[str, Any]]]:
+    return lambda targets: {target.name: found for target in targets if (found := values(target))}
+
+
+def _full_slices(values: Callable[[Any], dict[str, Any]]) -> Callable[[list[Any]], dict[str, dict[str, Any]]]:
+    return lambda targets: {
+        target.name: values(group) for group in group_targets(targets, 16) for target in group.targets
+    }
+
+
 METHODS: dict[str, MethodCase] = {
     "low_rank": MethodCase(
         LowRank,
-        full=lambda target: {"rank": min(target.rows, target.columns)},
+        full=_each(lambda target: {"rank": min(target.rows, target.columns)}),
         small={"rank": 3, "weighting": "none"},
         parameters=lambda record: record.settings["rank"] * (record.rows + record.columns),
         assemble=_low_rank_weight,
     ),
+    "shared_factors": MethodCase(
+        SharedFactors,
+        full=_full_slices(lambda group: {"rank": group.shape}),
+        small={"rank": (3, 2), "weighting": "none"},
+        parameters=lambda record: 0,
+        assemble=_factored_weight,
+        store_parameters=_factored_parameters,
+        tables=False,
+    ),
+    "tucker": MethodCase(
+        Tucker,
+        full=_full_slices(lambda group: {"rank": group.shape, "bank": group.count}),
+        small={"rank": 3, "bank": 1, "weighting": "none"},
+        parameters=lambda record: 0,
+        assemble=_factored_weight,
+        store_parameters=_factored_parameters,
+        tables=False,
+    ),
+    "tensor_train": MethodCase(
+        TensorTrain,
+        full=_full_slices(lambda group: {"rank": _full_train_rank(group)}),
+        small={"rank": 2},
+        parameters=lambda record: 0,
+        assemble=_train_weight,
+        store_parameters=_train_parameters,
+        tables=False,
+    ),
     "dense": MethodCase(
         Dense,
-        full=lambda target: {},
+        full=_each(lambda target: {}),
         small={},
         parameters=lambda record: record.rows * record.columns,
         assemble=lambda record, tensors: tensors["full.weight"],
@@ -68,24 +180,40 @@ METHODS: dict[str, MethodCase] = {
 }
 
 
-def targets_of(name: str) -> list[str]:
-    """Pattern list that takes everything replaceable of a tiny model: body, tables and heads."""
-    return ["all", *MODELS[name].head]
+def _full_train_rank(group: Any) -> int:
+    rows, columns = (balanced_factors(width, 2) for width in group.shape)
+    return max(_train_ranks(rows, columns, 10**9, group.count))
+
+
+def targets_of(name: str, method: str) -> list[str]:
+    """Pattern list that takes everything that a method replaces of a tiny model: body, tables and heads.
+
+    Vocabulary heads change their number of rows, which factors that others share cannot.
+    """
+    if METHODS[method].tables:
+        return ["all", *MODELS[name].head]
+    return ["linears", *(head for head in MODELS[name].head if head != "lm_head")]
 
 
 def full_config(name: str, method: str, model: Any) -> Any:
     """The config under which ``method`` loses nothing on ``model``."""
     case = METHODS[method]
-    chosen = {t.name: t for pattern in targets_of(name) for t in select(model, find_targets(model), pattern)}
-    overrides = {target: values for target, t in chosen.items() if (values := case.full(t))}
-    extra = {"weighting": "none", "rank": 1} if case.config is LowRank else {}
-    return case.config(targets=targets_of(name), stored_dtype="fp32", overrides=overrides, **extra)
+    targets = [part for target in find_targets(model) for part in split_fused(model, target)]
+    if case.tables:
+        targets = find_targets(model)
+    chosen = {t.name: t for pattern in targets_of(name, method) for t in select(model, targets, pattern)}
+    ordered = [t for t in targets if t.name in chosen]
+    extra = {key: value for key, value in case.small.items() if key in ("weighting", "rank", "bank")}
+    return case.config(
+        targets=targets_of(name, method), stored_dtype="fp32", overrides=case.full(ordered),
+        **({**extra, "rank": 1} if "rank" in extra else {}),
+    )  # fmt: skip
 
 
 def small_config(name: str, method: str, stored: str) -> Any:
     """The lossy config of ``method`` in a stored dtype."""
     case = METHODS[method]
-    return case.config(targets=targets_of(name), stored_dtype=stored, group_size=GROUP, **case.small)
+    return case.config(targets=targets_of(name, method), stored_dtype=stored, group_size=GROUP, **case.small)
 
 
 def compressed(name: str, method: str, stored: str) -> Any:

@@ -42,7 +42,7 @@ _SMALL: dict[str, Any] = {
 
 
 def _bert(**kwargs: Any) -> Any:
-    return tf.BertConfig(**_SMALL, **kwargs)
+    return tf.BertConfig(**{**_SMALL, "intermediate_size": 32}, **kwargs)  # two tiles of the width
 
 
 def _roberta(**kwargs: Any) -> Any:
@@ -57,7 +57,7 @@ def _distilbert(**kwargs: Any) -> Any:
 
 def _gpt2(**kwargs: Any) -> Any:
     return tf.GPT2Config(
-        vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=4, n_inner=24, n_positions=40, bos_token_id=0, eos_token_id=1,
+        vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=4, n_inner=48, n_positions=40, bos_token_id=0, eos_token_id=1,
         **kwargs,
     )  # fmt: skip
 

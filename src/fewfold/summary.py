@@ -10,8 +10,9 @@ from torch import nn
 
 from fewfold.assembled import Assembled
 from fewfold.checkpoint.config import structure_of
-from fewfold.checkpoint.structure import TargetRecord
+from fewfold.checkpoint.structure import StoreRecord, TargetRecord
 from fewfold.measure.parameters import stored_bytes, unique_parameters
+from fewfold.store import Store, stores_of
 from fewfold.stored import StoredEmbedding, StoredLinear
 from fewfold.surgery.layouts import FusedLinear
 
@@ -20,7 +21,7 @@ COLUMNS = ("target", "method", "rank", "layout", "form", "stored", "parameters",
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One replaced weight; biases are left out of all counts.
+    """One replaced weight, or one store that several share; biases are left out of all counts.
 
     :param rank: the method's settings in short.
     :param form: how it runs now: chained or rebuilt.
@@ -95,6 +96,8 @@ def summary(model: nn.Module) -> Summary:
     structure = structure_of(model)
     records = structure.targets if structure is not None else []
     rows = [_row(model, record) for record in records]
+    stores = structure.stores if structure is not None else []
+    rows += [_store_row(stores_of(model)[record.name], record) for record in stores]
     parameters = stored_numbers(model)
     dense = parameters - sum(row.parameters for row in rows) + sum(row.dense for row in rows)
     steps = structure.provenance.get("steps", []) if structure is not None else []
@@ -120,6 +123,14 @@ def _row(model: nn.Module, record: TargetRecord) -> SummaryRow:
         parameters=numbers - biases, dense=record.rows * record.columns,
         bytes=stored_bytes(module) - bias_bytes,
         macs=module.chain_macs() if form == "chained" else module.dense_macs(),
+    )  # fmt: skip
+
+
+def _store_row(store: Store, record: StoreRecord) -> SummaryRow:
+    """Tensors that several targets share count here, and nowhere else."""
+    return SummaryRow(
+        target=f"({record.name})", method=record.method, rank=_settings(record.settings), layout="store", form="–",
+        stored=record.stored_dtype, parameters=stored_numbers(store), dense=0, bytes=stored_bytes(store), macs=0,
     )  # fmt: skip
 
 

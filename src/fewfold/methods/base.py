@@ -129,9 +129,10 @@ class Method(ABC):
     name: ClassVar[str]
     config: ClassVar[type[MethodConfig]]
 
-    def units(self, config: MethodConfig, targets: Sequence[Target]) -> list[Unit]:
+    def units(self, config: MethodConfig, targets: Sequence[Target], width: int) -> list[Unit]:
         """Group targets that are compressed together; by default every target stands alone.
 
+        :param width: the model's: the size that most of its linear maps have on one side.
         :raises RecipeError: if a target is of a kind that the method does not serve.
         """
         return [Unit(self.name, config, (target,)) for target in targets]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 
 from fewfold.surgery.targets import Target
 
@@ -39,3 +41,9 @@ def family_of(target: Target) -> str:
     if reads_memory(target.module):
         return f"{parent}.(memory)"
     return f"{parent}.({target.columns})"
+
+
+def model_width(targets: Sequence[Target]) -> int:
+    """The size that most linear maps have on one of their sides: the width of the residual stream."""
+    sides = Counter(size for t in targets if t.kind == "linear" for size in {t.rows, t.columns})
+    return max(sides, key=lambda size: (sides[size], -size)) if sides else 0

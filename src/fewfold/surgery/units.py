@@ -12,6 +12,7 @@ from fewfold.methods.base import MethodConfig, Unit, parse_layers
 from fewfold.methods.registry import method_of
 from fewfold.recipe import Recipe
 from fewfold.surgery.replace import Replaced
+from fewfold.surgery.roles import model_width
 from fewfold.surgery.targets import Target, describe_names, find_targets, matches, select, split_fused
 
 
@@ -22,6 +23,7 @@ def find_units(model: nn.Module, recipe: Recipe) -> list[Unit]:
     :raises RecipeError: if a value does not fit a target.
     """
     targets = find_targets(model)
+    width = model_width(targets)
     taken: set[str] = set()
     units: list[Unit] = []
     for config in recipe.methods:
@@ -34,7 +36,7 @@ def find_units(model: nn.Module, recipe: Recipe) -> list[Unit]:
         taken |= {target.module for target in chosen}
         method = method_of(config)
         for settings, group in _grouped(config, chosen):
-            new = method.units(settings, group)
+            new = method.units(settings, group, width)
             for unit in new:
                 method.check(unit)
             units.extend(new)

@@ -27,9 +27,9 @@ from fewfold.surgery.targets import Target
 class FactoredMethod(SliceMethod):
     """``W_i ≈ U · core_i · V``; subclasses say where the cores come from."""
 
-    def units(self, config: MethodConfig, targets: Sequence[Target]) -> list[Unit]:
+    def units(self, config: MethodConfig, targets: Sequence[Target], width: int) -> list[Unit]:
         """One unit a group; all groups together where they share the residual side."""
-        units = super().units(config, targets)
+        units = super().units(config, targets, width)
         assert isinstance(config, FactoredConfig)
         if not config.coupled or len(units) < 2:
             return units

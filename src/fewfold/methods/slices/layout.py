@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -103,19 +103,19 @@ def kind_of(target: Target) -> str:
 
 
 def group_targets(
-    targets: Sequence[Target], *, tile: bool = True, apart: bool = False, depth_groups: int = 1
+    targets: Sequence[Target], width: int, *, tile: bool = True, apart: bool = False, depth_groups: int = 1
 ) -> list[Group]:
     """Groups of targets whose slices have one shape.
 
-    :param tile: cut weights of k·D × D (and D × k·D) into k slices of D × D, D being the model's width.
+    :param width: the model's, D (see :func:`fewfold.surgery.roles.model_width`).
+    :param tile: cut weights of k·D × D (and D × k·D) into k slices of D × D.
     :param apart: attention and feed-forward weights in groups of their own.
     :param depth_groups: this many runs of layers, each with groups of its own.
     """
-    width = model_width(targets)
     layers = sorted({target.layer for target in targets if target.layer is not None})
     members: dict[tuple[Any, ...], list[tuple[Target, Cut]]] = defaultdict(list)
     for target in targets:
-        cut = _cut(target, width if tile else None)
+        cut = _cut(target, width, tile)
         outputs, inputs = cut.block(target)
         part = ("attention" if is_attention(target) else "feed_forward") if apart else ""
         depth = layers.index(target.layer) * depth_groups // len(layers) if target.layer is not None else 0
@@ -157,31 +157,21 @@ def orientations(group: Group) -> dict[str, dict[str, Side]]:
     return {"published": published, "residual": residual}
 
 
-def model_width(targets: Sequence[Target]) -> int:
-    """The width that most weights have on one of their sides."""
-    sides = Counter(size for target in targets for size in {target.rows, target.columns})
-    return max(sides, key=lambda size: (sides[size], -size))
-
-
 def is_attention(target: Target) -> bool:
     """Whether a target belongs to an attention block, by its name."""
     return any("att" in piece.lower() for piece in target.name.split("."))
 
 
-def _cut(target: Target, width: int | None) -> Cut:
+def _cut(target: Target, width: int, tile: bool) -> Cut:
     """The published cut where there is one: wide and tall weights in blocks, with the blocks' side on rows.
 
-    Other square slices have inputs on rows, other shapes the model's width (or the smaller side) on columns.
+    Other slices have the model's width on columns; square ones their inputs on rows, as the published.
     """
     rows, columns = target.rows, target.columns
-    if width is not None and columns == width and rows > width and rows % width == 0:
+    if tile and columns == width and rows > width and rows % width == 0:
         return Cut(rows // width, "out", "out")
-    if width is not None and rows == width and columns > width and columns % width == 0:
+    if tile and rows == width and columns > width and columns % width == 0:
         return Cut(columns // width, "in", "in")
-    if rows == columns:
+    if rows in (columns, width):
         return Cut(rows="in")
-    return (
-        Cut(rows="out" if rows > columns else "in")
-        if width not in (rows, columns)
-        else Cut(rows="out" if columns == width else "in")
-    )
+    return Cut(rows="out" if columns == width or rows > columns else "in")

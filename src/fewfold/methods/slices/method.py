@@ -28,7 +28,7 @@ PROBE_SLICES = 48  # slices that orientations are compared on
 class SliceMethod(Method):
     """Base of the methods whose stores hold slices of many layers' weights."""
 
-    def units(self, config: MethodConfig, targets: Sequence[Target]) -> list[Unit]:
+    def units(self, config: MethodConfig, targets: Sequence[Target], width: int) -> list[Unit]:
         """One unit a group of equal slices (one for all, where they are coupled)."""
         assert isinstance(config, SliceConfig)
         table = next((target for target in targets if target.kind != "linear"), None)
@@ -37,7 +37,7 @@ class SliceMethod(Method):
                 f"{type(config).__name__}(targets={config.targets!r}): {table.name} is a table; slices are cut from "
                 "linear maps. Use targets='linears', and another method for the embeddings"
             )
-        groups = group_targets(targets, tile=config.tile, apart=config.apart, depth_groups=config.depth_groups)
+        groups = group_targets(targets, width, tile=config.tile, apart=config.apart, depth_groups=config.depth_groups)
         return [Unit(self.name, config, group.targets, (group,)) for group in groups]
 
     def calibrates(self, unit: Unit) -> Literal["nothing", "inputs", "inputs and gradients"]:
