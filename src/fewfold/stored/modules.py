@@ -210,11 +210,11 @@ class StoredMatrix(StoredLinear):
     def __init__(self, in_features: int, out_features: int, stored: StoredDtype) -> None:
         super().__init__(in_features, out_features, False, stored)
 
-    def forward(self, input: Tensor | None = None, transposed: bool = False) -> Tensor:
+    def forward(self, input: Tensor | None = None, transposed: bool = False, bias: Tensor | None = None) -> Tensor:
         """``(…, in_features)`` to ``(…, out_features)``, or back if ``transposed``; without input, the matrix."""
         if input is None:
             return self.matrix()
-        return F.linear(input, self.matrix().t() if transposed else self.matrix())
+        return F.linear(input, self.matrix().t() if transposed else self.matrix(), bias)
 
 
 class StoredEmbedding(_Stored, nn.Embedding):  # type: ignore[misc]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from fewfold.assembled import AssembledLinear, must_be_called
 from fewfold.errors import TargetError
 from fewfold.methods.factors import matrix_of
 from fewfold.methods.slices.layout import Cut, Side
+from fewfold.methods.slices.prepared import Prepared, Step, can_prepare
 from fewfold.methods.slices.reading import Reading
 from fewfold.store import Store
 from fewfold.stored import StoredMatrix
@@ -40,8 +41,8 @@ class SliceStore(Store):
         """
         raise NotImplementedError(f"{type(self).__name__} holds no banks")
 
-    def leaves(self, bank: str) -> list[nn.Module]:
-        """The children that hold the tensors of a bank's slices."""
+    def places(self, bank: str) -> list[tuple[nn.Module, str, nn.Module]]:
+        """The leaves that hold the tensors of a bank's slices, with the module that each hangs on and its name."""
         raise NotImplementedError(f"{type(self).__name__} holds no banks")
 
     def read(self, hidden_states: Tensor, member: SlicedLinear) -> Tensor:
@@ -52,9 +53,9 @@ class SliceStore(Store):
         """From what was read to ``(…, out)``, bias included."""
         raise NotImplementedError(f"{type(self).__name__} does not write")
 
-    def fold(self, member: SlicedLinear) -> Tensor | None:
-        """The map from what was read to the output as one matrix ``(out, read)``; None where it saves nothing."""
-        return None
+    def prepare(self, member: SlicedLinear, form: str) -> tuple[Step, Step]:
+        """Reading and finishing with everything done that can be done once, for as long as no tensor changes."""
+        raise NotImplementedError(f"{type(self).__name__} prepares nothing")
 
     def slices(self, member: SlicedLinear) -> Tensor:
         """The member's slices ``(tiles, rows, columns)``."""
@@ -64,13 +65,11 @@ class SliceStore(Store):
         """Multiply-accumulates a token: of the reading, of what follows, and of what follows when folded."""
         raise NotImplementedError(f"{type(self).__name__} counts nothing")
 
-    def forward(self, hidden_states: Tensor | None, member: SlicedLinear, form: str = "chained") -> Tensor:
+    def forward(self, hidden_states: Tensor | None, member: SlicedLinear) -> Tensor:
         """``(…, in)`` to ``(…, out)`` through the stored tensors; without input, the member's slices."""
         if hidden_states is None:
             return self.slices(member)
         read = member.reading.take(member.name, hidden_states, lambda states: self.read(states, member))
-        if form == "folded":
-            return F.linear(read, member.kept("folded", lambda: self.fold(member)), member.bias)
         return self.finish(read, member)
 
 
@@ -99,7 +98,8 @@ class SlicedLinear(AssembledLinear):
         super().__init__(in_features, out_features)
         self.name, self.bank, self.first, self.cut = name, bank, first, cut
         self._store: tuple[SliceStore, ...] = (store,)
-        self._kept: dict[str, tuple[Any, Tensor]] = {}
+        self._prepared: Prepared | None = None
+        self._counted: tuple[int, tuple[int, int, int | None]] | None = None
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self.reading = store.join(self, family)
 
@@ -110,53 +110,60 @@ class SlicedLinear(AssembledLinear):
 
     def leaves(self) -> Iterator[nn.Module]:
         """The store's children that its weight is assembled from."""
-        yield from self.store.leaves(self.bank)
-
-    def kept(self, what: str, make: Callable[[], Tensor | None]) -> Tensor:
-        """``make()``, kept between calls while no gradient is asked for and no stored tensor changes."""
-        key = self.assembly_key()
-        if key is None:
-            self._kept.clear()
-            made = make()
-            assert made is not None
-            return made
-        held = self._kept.get(what)
-        if held is None or held[0] != key:
-            made = make()
-            assert made is not None
-            held = self._kept[what] = (key, made)
-        return held[1]
+        for _, _, leaf in self.store.places(self.bank):
+            yield leaf
 
     def chain_macs(self) -> int:
-        """The cheapest chain; a reading that several modules share is divided between them."""
-        read, rest, folded = self.store.macs(self)
-        shared = -(-read // max(1, len(self.reading.members)))
-        return shared + (rest if folded is None or not self._may_fold() else min(rest, folded))
+        """Multiply-accumulates a token; a reading that several modules share is divided between them."""
+        shared, rest, folded = self._costs()
+        return shared + (folded if self.form in ("auto", "folded") and folded is not None else rest)
 
-    def _may_fold(self) -> bool:
-        return self.form in ("auto", "folded") and not torch.is_grad_enabled()
+    def _costs(self) -> tuple[int, int, int | None]:
+        """Its part of the reading, what follows it, and what follows it folded (None: no cheaper)."""
+        members = len(self.reading.members)
+        if self._counted is None or self._counted[0] != members:
+            read, rest, folded = self.store.macs(self)
+            cheaper = folded if folded is not None and folded <= rest else None
+            self._counted = (members, (-(-read // members), rest, cheaper))
+        return self._counted[1]
 
     @property
     def running_form(self) -> Literal["chained", "folded", "rebuilt"]:
         """As set, else the form with the fewest multiply-accumulates; folded only where it can be kept."""
         if self.form == "chained" or any(must_be_called(leaf) for leaf in self.leaves()):
             return "chained"
-        if self.form == "rebuilt":
+        if self.form == "rebuilt" or (self.form == "auto" and self.chain_macs() >= self.dense_macs()):
             return "rebuilt"
-        _, rest, folded = self.store.macs(self)
-        can_fold = folded is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if self.form == "folded":
-            return "folded" if can_fold else "chained"
-        if self.chain_macs() >= self.dense_macs():
-            return "rebuilt"
-        return "folded" if can_fold and folded is not None and folded <= rest else "chained"
+        if self._costs()[2] is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return "chained"
+        return "folded"
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``(…, in_features)`` to ``(…, out_features)``."""
+        prepared = self._prepared
+        if torch.compiler.is_compiling() or prepared is None or not prepared.holds(self):
+            prepared = self._prepare()
+        if prepared is not None:
+            if prepared.read is None:
+                return prepared.finish(hidden_states)
+            return prepared.finish(self.reading.take(self.name, hidden_states, prepared.read))
+        if self.running_form == "rebuilt":
+            return F.linear(hidden_states, self.rebuilt_weight(), self.bias)
+        return self.store(hidden_states, self)
+
+    def _prepare(self) -> Prepared | None:
+        """Do once what can be kept; None where nothing can."""
+        if not can_prepare(self):
+            if self._prepared is not None:
+                self._prepared = None
+            return None
         form = self.running_form
         if form == "rebuilt":
-            return F.linear(hidden_states, self.rebuilt_weight(), self.bias)
-        return self.store(hidden_states, self, form)
+            weight = self.assembled_weight()
+            self._prepared = Prepared(self, None, lambda states: F.linear(states, weight, self.bias))
+        else:
+            self._prepared = Prepared(self, *self.store.prepare(self, form))
+        return self._prepared
 
     def chained(self, hidden_states: Tensor) -> Tensor:
         """Through the stored tensors."""
@@ -179,11 +186,11 @@ class SlicedLinear(AssembledLinear):
 
     def train(self, mode: bool = True) -> Any:
         """As every module's; what was kept is forgotten."""
-        self._kept.clear()
+        self._prepared = None
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_kept": {}}
+        return {**super().__getstate__(), "_prepared": None}
 
     def extra_repr(self) -> str:
         """Sizes, store and form."""
@@ -196,9 +203,11 @@ def whole(leaf: nn.Module) -> Tensor:
     return leaf() if _is_ours(leaf) else matrix_of(leaf)
 
 
-def write(leaf: nn.Module, hidden_states: Tensor) -> Tensor:
-    """``hidden_states @ matrix``: from the leaf's outputs back to its inputs."""
-    return leaf(hidden_states, True) if _is_ours(leaf) else hidden_states @ matrix_of(leaf)
+def write(leaf: nn.Module, hidden_states: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``hidden_states @ matrix + bias``: from the leaf's outputs back to its inputs."""
+    if _is_ours(leaf):
+        return leaf(hidden_states, True, bias)
+    return F.linear(hidden_states, matrix_of(leaf).t(), bias)
 
 
 def _is_ours(leaf: nn.Module) -> bool:

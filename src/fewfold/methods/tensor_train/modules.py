@@ -14,6 +14,7 @@ from fewfold.linalg.tensor_train import train_ranks
 from fewfold.methods.shared_factors.modules import mix_form
 from fewfold.methods.slices.layout import Cut
 from fewfold.methods.slices.modules import SlicedLinear, SliceStore, reads_rows, whole
+from fewfold.methods.slices.prepared import Step
 from fewfold.stored import StoredDtype, StoredMatrix
 from fewfold.surgery.targets import Target
 
@@ -66,9 +67,11 @@ class TrainStore(SliceStore):
         if not 0 <= first <= self.count - cut.tiles:
             raise ValueError(f"slices {first}…{first + cut.tiles - 1} are not in a bank of {self.count}")
 
-    def leaves(self, bank: str) -> list[nn.Module]:
+    def places(self, bank: str) -> list[tuple[nn.Module, str, nn.Module]]:
         """Everything: trains share all cores."""
-        return [self.heads, *self.cores] + ([] if self.mix is None else [self.mix])
+        found: list[tuple[nn.Module, str, nn.Module]] = [(self, "heads", self.heads)]
+        found += [(self.cores, str(place), core) for place, core in enumerate(self.cores)]
+        return found if self.mix is None else [*found, (self, "mix", self.mix)]
 
     def own_heads(self, member: SlicedLinear) -> Tensor:
         """The member's first cores, ``(tiles, i₁, j₁, r₁)``."""
@@ -107,7 +110,15 @@ class TrainStore(SliceStore):
 
     def finish(self, read: Tensor, member: SlicedLinear) -> Tensor:
         """One product with all first cores of the member."""
-        cored = F.linear(read, member.kept("head", lambda: self._flat_heads(member)))
+        return self._finish(read, member, self._flat_heads(member))
+
+    def prepare(self, member: SlicedLinear, form: str) -> tuple[Step, Step]:
+        """First cores mixed once."""
+        heads = self._flat_heads(member)
+        return lambda states: self.read(states, member), lambda read: self._finish(read, member, heads)
+
+    def _finish(self, read: Tensor, member: SlicedLinear, heads: Tensor) -> Tensor:
+        cored = F.linear(read, heads)
         _, outputs = self._sides(member)
         tiles = member.cut.tiles if member.cut.tiled == "out" else 1
         cored = cored.unflatten(-1, (tiles, outputs[0])).movedim(-3, -1).flatten(-3)
