@@ -42,7 +42,7 @@ _SMALL: dict[str, Any] = {
 
 
 def _bert(**kwargs: Any) -> Any:
-    return tf.BertConfig(**{**_SMALL, "intermediate_size": 32}, **kwargs)  # two tiles of the width
+    return tf.BertConfig(**_SMALL, **kwargs)
 
 
 def _roberta(**kwargs: Any) -> Any:
@@ -51,7 +51,7 @@ def _roberta(**kwargs: Any) -> Any:
 
 def _distilbert(**kwargs: Any) -> Any:
     return tf.DistilBertConfig(
-        vocab_size=VOCAB, dim=16, n_layers=2, n_heads=4, hidden_dim=24, max_position_embeddings=40, **kwargs
+        vocab_size=VOCAB, dim=16, n_layers=2, n_heads=4, hidden_dim=32, max_position_embeddings=40, **kwargs
     )
 
 
@@ -83,7 +83,7 @@ def _bart(**kwargs: Any) -> Any:
 
 def _vit(**kwargs: Any) -> Any:
     return tf.ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, image_size=8, patch_size=4,
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=8, patch_size=4,
         **kwargs,
     )  # fmt: skip
 

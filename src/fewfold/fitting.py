@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,7 +63,9 @@ class Fitter:
         was_training = self.model.training
         self.model.eval()
         try:
+            refitted = [c for c in choices if method_named(c.unit.method).refits(c.unit)]
             targets = [c.unit.targets[0] for c in choices if self._is_staged(c)]
+            targets += [target for c in refitted for target in c.unit.targets]
             stacks = find_stacks(self.model, targets)
             inside = {t.module for t in targets if any(t.module.startswith(f"{b}.") for s in stacks for b in s)}
             early = [c for c in choices if c.unit.targets[0].module not in inside or not self._is_staged(c)]
@@ -75,17 +77,21 @@ class Fitter:
                 done += self._fit(choice, self.statistics)
             if done:
                 replace_modules(partial, done)
+            once_more = self._once_more(refitted, done, inside)
             for number, blocks in enumerate(stacks):
                 streams = Streams(self.model, partial, blocks, targets, batches, first=number == 0)
                 try:
-                    stages = sum(any(m.startswith(f"{b}.") for b in blocks) for m in waiting)
+                    stages = sum(any(m.startswith(f"{b}.") for b in blocks) for m in {*waiting, *once_more})
                     for drifts in track(streams.stages(), "fitting in sequence", total=stages):
+                        self._refit(once_more, drifts)
                         fitted = self._stage(waiting, drifts)
                         if fitted:
                             replace_modules(partial, fitted)
                         done += fitted
                 except CannotStream as reason:
                     logger.warning("fitting on the dense model's inputs instead of in sequence: %s", reason)
+            for store in stores_behind(module for _, module in done):
+                round_leaves(store)
             for left in track([c for group in waiting.values() for c in group], "fitting"):
                 done += self._fit(left, self.statistics)
         finally:
@@ -100,6 +106,27 @@ class Fitter:
         statistics = replace(self.statistics, drift=dict(drifts))
         choices = [choice for module in drifts for choice in waiting.pop(module, [])]
         return [pair for choice in choices for pair in self._fit(choice, statistics)]
+
+    def _once_more(
+        self, choices: Sequence[Choice], done: Sequence[Replacement], inside: Collection[str]
+    ) -> dict[str, list[tuple[Choice, Target, Assembled]]]:
+        """By module: what of the units that are fitted already can be fitted again on the way."""
+        modules = {target.name: module for target, module in done}
+        found: dict[str, list[tuple[Choice, Target, Assembled]]] = {}
+        for choice in choices:
+            for target in choice.unit.targets:
+                if target.module in inside:
+                    found.setdefault(target.module, []).append((choice, target, modules[target.name]))
+        return found
+
+    def _refit(
+        self, once_more: Mapping[str, list[tuple[Choice, Target, Assembled]]], drifts: Mapping[str, Drift]
+    ) -> None:
+        statistics = replace(self.statistics, drift=dict(drifts))
+        for name, drift in drifts.items():
+            for choice, target, module in once_more.get(name, []) if drift.count else []:
+                weight, bias = self.weights[target.name], read_bias(self.model, target)
+                method_named(choice.unit.method).refit(choice.unit, target, module, weight, bias, statistics)
 
     def _fit(self, choice: Choice, statistics: Statistics) -> list[Replacement]:
         unit, settings = choice.unit, choice.settings
@@ -153,3 +180,10 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], bias: Tensor | None) 
                 leaf.set_grid_(tensors[f"{name}.codes"], tensors[f"{name}.scales"])
             else:
                 leaf.round_()
+
+
+def round_leaves(module: nn.Module) -> None:
+    """Put every stored leaf on the grid of its kept form."""
+    for leaf in module.modules():
+        if isinstance(leaf, StoredLinear | StoredEmbedding):
+            leaf.round_()

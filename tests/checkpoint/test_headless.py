@@ -49,7 +49,7 @@ def test_a_body_from_a_heads_checkpoint(name, method, stored, tmp_path):
     torch.testing.assert_close(hidden(again, name), expected, rtol=1e-4, atol=5e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method, case in METHODS.items() if case.tables])
 @pytest.mark.parametrize(
     ("name", "auto", "head"),
     [

@@ -190,6 +190,26 @@ class Method(ABC):
         name in the module.
         """
 
+    def refits(self, unit: Unit) -> bool:
+        """Whether targets of a fitted unit can be fitted once more, one by one, on what comes in by then."""
+        return False
+
+    def refit(
+        self,
+        unit: Unit,
+        target: Target,
+        module: Assembled,
+        weight: Tensor,
+        bias: Tensor | None,
+        statistics: Statistics,
+    ) -> None:
+        """Fit what one target has to itself anew, in place, on ``statistics.drift``.
+
+        :param weight: the target's dense weight.
+        :param bias: its dense bias.
+        """
+        raise NotImplementedError(f"{self.name} fits units as a whole")
+
     def build_store(self, settings: Mapping[str, Any], stored: StoredDtype) -> Store:
         """The empty store of recorded settings, fresh tensors in it, on the current default device."""
         raise NotImplementedError(f"{self.name} keeps no store")

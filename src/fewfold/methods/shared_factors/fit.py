@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewfold.assembled import Assembled
 from fewfold.calibration.statistics import Statistics
 from fewfold.errors import RecipeError
 from fewfold.linalg.low_rank import corrected_bias
@@ -15,10 +16,12 @@ from fewfold.linalg.tucker import Stack, decompose
 from fewfold.methods.base import STORE, Cost, MethodConfig, Unit
 from fewfold.methods.shared_factors.config import FactoredConfig, SharedFactors
 from fewfold.methods.shared_factors.modules import FactorStore, mix_form
+from fewfold.methods.shared_factors.refit import refit
 from fewfold.methods.shared_factors.sizes import energy_kept
 from fewfold.methods.slices.layout import Group, join_slices, oriented
 from fewfold.methods.slices.method import SliceMethod, groups_of
 from fewfold.methods.slices.metrics import weigh
+from fewfold.methods.slices.modules import SlicedLinear
 from fewfold.stored import StoredDtype
 from fewfold.surgery.roles import family_of
 from fewfold.surgery.targets import Target
@@ -180,6 +183,28 @@ class FactoredMethod(SliceMethod):
         for number, group in enumerate(groups):
             fitted.update(_biases(group, cuts[group.name], tensors, stacks[number], weights, statistics, config))
         return fitted
+
+    def refits(self, unit: Unit) -> bool:
+        """Cores, or rows of the mix, are a target's own; the factors stay."""
+        return _config(unit).weighting != "none"
+
+    def refit(
+        self,
+        unit: Unit,
+        target: Target,
+        module: Assembled,
+        weight: Tensor,
+        bias: Tensor | None,
+        statistics: Statistics,
+    ) -> None:
+        """See :func:`fewfold.methods.shared_factors.refit.refit`."""
+        assert isinstance(module, SlicedLinear)
+        drift = statistics.drift[target.module]
+        metric = statistics.output_metric(target) if _config(unit).weighting != "inputs" else None
+        shift = refit(module, weight, drift, metric)
+        if shift is not None and module.bias is not None and bias is not None:
+            with torch.no_grad():
+                module.bias.copy_(bias.double() + shift)
 
     def build_store(self, settings: Mapping[str, Any], stored: StoredDtype) -> FactorStore:
         """An empty store of the recorded sizes."""

@@ -166,6 +166,10 @@ class FactorStore(SliceStore):
     def _writer_name(self, member: SlicedLinear) -> str:
         return self.banks[member.bank]["right" if reads_rows(member.cut) else "left"]
 
+    def sides(self, member: SlicedLinear) -> tuple[nn.Module, nn.Module]:
+        """The factors that the member's inputs and outputs meet."""
+        return self._reader(member), self._writer(member)
+
     def _reader(self, member: SlicedLinear) -> nn.Module:
         return self.factors[self._reader_name(member)]
 

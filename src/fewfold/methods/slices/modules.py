@@ -100,7 +100,7 @@ class SlicedLinear(AssembledLinear):
         self._store: tuple[SliceStore, ...] = (store,)
         self._prepared: Prepared | None = None
         self._counted: tuple[int, tuple[int, int, int | None]] | None = None
-        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
         self.reading = store.join(self, family)
 
     @property
