@@ -192,7 +192,7 @@ def targets_of(name: str, method: str) -> list[str]:
     """
     if METHODS[method].tables:
         return ["all", *MODELS[name].head]
-    return ["linears", *(head for head in MODELS[name].head if head != "lm_head")]
+    return ["linears", *(head for head in MODELS[name].head if head not in ("lm_head", "embed_out"))]
 
 
 def full_config(name: str, method: str, model: Any) -> Any:

@@ -88,6 +88,22 @@ def _vit(**kwargs: Any) -> Any:
     )  # fmt: skip
 
 
+def _neox(**kwargs: Any) -> Any:
+    return tf.GPTNeoXConfig(**_SMALL, bos_token_id=0, eos_token_id=1, **kwargs)
+
+
+def _neox_head() -> str:
+    """The name of GPT-NeoX's head: ``embed_out`` in older versions of transformers."""
+    return next(iter(tf.GPTNeoXForCausalLM._tied_weights_keys)).removesuffix(".weight")
+
+
+def _bloom(**kwargs: Any) -> Any:
+    return tf.BloomConfig(
+        vocab_size=VOCAB, hidden_size=16, n_layer=2, n_head=4, hidden_dropout=0.0, attention_dropout=0.0,
+        bos_token_id=0, eos_token_id=1, **kwargs,
+    )  # fmt: skip
+
+
 def _own_head(model: Any) -> Any:
     """T5 v1.1 and FLAN: the class declares a tied head, the checkpoint brings one of its own."""
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
@@ -122,6 +138,9 @@ MODELS: dict[str, ModelCase] = {
     "llama_untied": ModelCase(
         lambda: tf.LlamaForCausalLM(_llama(tie_word_embeddings=False)), "AutoModelForCausalLM", head=("lm_head",)
     ),
+    "neox": ModelCase(lambda: tf.GPTNeoXModel(_neox()), "AutoModel"),
+    "neox_lm": ModelCase(lambda: tf.GPTNeoXForCausalLM(_neox()), "AutoModelForCausalLM", head=(_neox_head(),)),
+    "bloom_lm": ModelCase(lambda: tf.BloomForCausalLM(_bloom()), "AutoModelForCausalLM", ("lm_head",)),
     "t5": ModelCase(
         lambda: tf.T5Model(_t5()), "AutoModel", ("encoder.embed_tokens", "decoder.embed_tokens"), kind="seq2seq"
     ),

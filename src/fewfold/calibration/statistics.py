@@ -164,8 +164,7 @@ class Statistics:
             return None
         metric = moments.second
         if target.part is not None:
-            rows = slice(target.part.start, target.part.stop)
-            metric = metric[rows, rows]
+            metric = target.part.take(target.part.take(metric, 0), 1)
         return metric
 
     def counts(self, target: Target) -> Tensor | None:

@@ -128,7 +128,7 @@ def _check_shape(model: nn.Module, target: Target) -> None:
         raise CheckpointError(f"the structure replaces {target.module}, a {type(module).__name__} without a matrix")
     shape = tuple(weight.t().shape if target.transposed else weight.shape)
     expected = (shape[0] if target.part else target.rows, target.columns)
-    wrong_part = target.part is not None and target.part.stop - target.part.start != target.rows
+    wrong_part = target.part is not None and target.part.rows != target.rows
     if shape != expected or wrong_part:
         raise CheckpointError(
             f"the structure says that {target.name} is {target.rows}×{target.columns}, but the model's is "

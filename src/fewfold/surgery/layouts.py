@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,45 @@ FUSED_NAMES = {
 }
 
 
+# q, k and v of each head lie together; other classes that happen to use the name are not cut.
+_PER_HEAD = {"GPTNeoXAttention", "GPTNeoXJapaneseAttention", "BloomAttention", "PersimmonAttention"}
+_FALCON = {"FalconAttention", "FalconFlashAttention2"}
+_FALCON_SETTINGS = {"num_heads", "num_kv_heads", "new_decoder_architecture", "multi_query"}
+
+
 @dataclass(frozen=True)
 class Part:
-    """Rows ``start … stop`` of a fused matrix in ``(out, in)`` orientation."""
+    """Rows ``start … stop`` of every block of a fused matrix in ``(out, in)`` orientation.
+
+    :param blocks: how many equal blocks of rows the matrix has: 1 where each part lies in one piece, else one for
+        each head or group of heads.
+    """
 
     name: str
     start: int
     stop: int
+    blocks: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of the part, all blocks together."""
+        return self.blocks * (self.stop - self.start)
+
+    def take(self, fused: Tensor, dim: int = 0) -> Tensor:
+        """The part's rows of a fused tensor, ``dim`` being the one that is fused; a view where there is one block."""
+        dim %= fused.dim()
+        if self.blocks == 1:
+            return fused.narrow(dim, self.start, self.stop - self.start)
+        blocks = fused.unflatten(dim, (self.blocks, -1))
+        return blocks.narrow(dim + 1, self.start, self.stop - self.start).flatten(dim, dim + 1)
+
+
+def join(pieces: Sequence[Tensor], blocks: int, dim: int = 0) -> Tensor:
+    """The fused tensor again, of the parts that ``Part.take`` cuts, in order."""
+    if blocks == 1:
+        return torch.cat(list(pieces), dim)
+    dim %= pieces[0].dim()
+    return torch.cat([piece.unflatten(dim, (blocks, -1)) for piece in pieces], dim + 1).flatten(dim, dim + 1)
 
 
 @dataclass(frozen=True)
@@ -34,6 +66,11 @@ class FusedParts:
 
     def __iter__(self) -> Iterator[Part]:
         return iter(self.parts)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the matrix, the same for every part."""
+        return self.parts[0].blocks
 
 
 def _sizes(names: tuple[str, ...], rows: int, config: Any) -> list[int] | None:
@@ -46,23 +83,44 @@ def _sizes(names: tuple[str, ...], rows: int, config: Any) -> list[int] | None:
     return [rows // len(names)] * len(names) if rows % len(names) == 0 else None
 
 
+def _interleaved(attention: nn.Module, rows: int) -> tuple[int, list[int]] | None:
+    """Blocks of ``query_key_value``, and rows of q, k and v in each; None for a class whose order is not known."""
+    kind, own = type(attention), vars(attention)
+    width = own.get("head_dim", own.get("head_size"))
+    if not width or not kind.__module__.startswith("transformers."):
+        return None
+    if kind.__name__ in _PER_HEAD:
+        return rows // (3 * width), [width] * 3
+    if kind.__name__ not in _FALCON or not own.keys() >= _FALCON_SETTINGS:
+        return None
+    heads, groups = own["num_heads"], own["num_kv_heads"]
+    if own["new_decoder_architecture"]:
+        return (groups, [heads // groups * width, width, width]) if heads % groups == 0 else None
+    return (1, [heads * width, width, width]) if own["multi_query"] else (heads, [width] * 3)
+
+
 def fused_parts(module_name: str, rows: int, model: nn.Module) -> FusedParts | None:
-    """The parts of the module of this name, or None if it is not fused.
+    """The parts of the module of this name, or None if it is not fused (or not in an order that is known).
 
     :param rows: output features of the whole projection.
     """
-    names = FUSED_NAMES.get(module_name.rpartition(".")[2])
-    config = getattr(model, "config", None)
-    if names is None:
+    parent, _, last = module_name.rpartition(".")
+    names: tuple[str, ...]
+    if last == "query_key_value":
+        names, layout = ("q", "k", "v"), _interleaved(model.get_submodule(parent), rows)
+        blocks, sizes = layout or (1, None)
+    elif last in FUSED_NAMES:
+        names, blocks = FUSED_NAMES[last], 1
+        if names == ("q", "k", "v") and "crossattention" in module_name:
+            names = ("k", "v")
+        sizes = _sizes(names, rows, getattr(model, "config", None))
+    else:
         return None
-    if names == ("q", "k", "v") and "crossattention" in module_name:
-        names = ("k", "v")
-    sizes = _sizes(names, rows, config)
-    if sizes is None:
+    if sizes is None or blocks * sum(sizes) != rows:
         return None
     parts, start = [], 0
     for name, size in zip(names, sizes, strict=True):
-        parts.append(Part(name, start, start + size))
+        parts.append(Part(name, start, start + size, blocks))
         start += size
     return FusedParts(tuple(parts))
 
@@ -72,12 +130,15 @@ class FusedLinear(nn.Module):
 
     Each part is a module of its own, ``(…, in)`` to ``(…, part)``: assembled, or a dense ``nn.Linear`` where only
     some parts are replaced.
+
+    :param blocks: how many blocks of rows the parts are interleaved in.
     """
 
     weight: Tensor
 
-    def __init__(self, parts: dict[str, nn.Module]) -> None:
+    def __init__(self, parts: dict[str, nn.Module], blocks: int = 1) -> None:
         super().__init__()
+        self.blocks = blocks
         self.parts = nn.ModuleDict(parts)
         first: Any = next(iter(parts.values()))
         self.register_buffer("weight", first.weight.new_empty(self.out_features, 0))
@@ -90,4 +151,4 @@ class FusedLinear(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``(…, in)`` to ``(…, out)``."""
-        return torch.cat([part(hidden_states) for part in self.parts.values()], dim=-1)
+        return join([part(hidden_states) for part in self.parts.values()], self.blocks, dim=-1)

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from fewfold.assembled import Assembled, AssembledEmbedding
 from fewfold.errors import TargetError
 from fewfold.store import attach_stores, drop_unused_stores, stores_behind
-from fewfold.surgery.layouts import FusedLinear, fused_parts
+from fewfold.surgery.layouts import FusedLinear, fused_parts, join
 from fewfold.surgery.targets import Target, read_bias, read_weight
 from fewfold.surgery.ties import EmbeddingAlias, TiedHead, drop_tie_declarations, restore_tie_declarations
 
@@ -59,12 +59,14 @@ def _fuse(model: nn.Module, module_name: str, parts: Mapping[str, tuple[Target, 
     whole = next(iter(parts.values()))[0]
     rows = module.weight.shape[1] if whole.transposed else module.weight.shape[0]
     children: dict[str, nn.Module] = {}
-    for part in fused_parts(module_name, rows, model) or ():
+    fused = fused_parts(module_name, rows, model)
+    assert fused is not None
+    for part in fused:
         if part.name in parts:
             children[part.name] = parts[part.name][1]
             continue
         target = Target(
-            f"{module_name}:{part.name}", module_name, "linear", part.stop - part.start, whole.columns,
+            f"{module_name}:{part.name}", module_name, "linear", part.rows, whole.columns,
             bias=whole.bias, transposed=whole.transposed, part=part,
         )  # fmt: skip
         dense = nn.Linear(target.columns, target.rows, bias=target.bias, device=module.weight.device)
@@ -76,7 +78,7 @@ def _fuse(model: nn.Module, module_name: str, parts: Mapping[str, tuple[Target, 
                 if bias is not None:
                     dense.bias.copy_(bias)
         children[part.name] = dense
-    return FusedLinear(children)
+    return FusedLinear(children, fused.blocks)
 
 
 def replace_modules(model: nn.Module, replacements: Sequence[tuple[Target, Assembled]]) -> None:
@@ -129,9 +131,9 @@ def _refill(shell: nn.Module, module: nn.Module) -> nn.Module:
     dense.__dict__ = dict(shell.__dict__)
     dense._parameters, dense._buffers = dict(shell._parameters), dict(shell._buffers)
     if isinstance(module, FusedLinear):
-        weight = torch.cat([_dense_weight(part) for part in module.parts.values()])
+        weight = join([_dense_weight(part) for part in module.parts.values()], module.blocks)
         biases: list[Any] = [getattr(part, "bias", None) for part in module.parts.values()]
-        bias = None if biases[0] is None else torch.cat(biases)
+        bias = None if biases[0] is None else join(biases, module.blocks)
     else:
         weight, bias = _dense_weight(module), getattr(module, "bias", None)
     if isinstance(module, AssembledEmbedding):

@@ -10,7 +10,7 @@ from fewfold.surgery.targets import Target
 
 _WRITERS = re.compile(
     r"(?:^|\.)(?:o|o_proj|out_proj|out_lin|c_proj|wo|fc2|lin2|down_proj|w2|dense_4h_to_h|output\.dense|"
-    r"(?:attention|attn|self_attention)\.dense|mlp\.fc2)$"
+    r"(?:attention|attn|self_attention|self_attn)\.dense|mlp\.fc2)$"
 )
 _MEMORY_WORDS = ("encoder_attn", "EncDecAttention", "crossattention")
 _KEYS_AND_VALUES = {"k", "v", "k_proj", "v_proj", "key", "value", "kv"}

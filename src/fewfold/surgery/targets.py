@@ -19,6 +19,7 @@ from fewfold.surgery.ties import Tie, find_ties
 Kind = Literal["linear", "embedding"]
 
 _HEAD_WORDS = {"pooler", "classifier", "lm_head", "score", "qa_outputs", "router", "cls"}
+_PLAIN_LINEARS = {"FalconLinear"}  # a forward of its own that is x·Wᵀ + b too
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,16 @@ def _embedding_scale(module: nn.Embedding) -> float | None:
     return float(scale) if isinstance(scale, int | float) else None
 
 
+def _is_plain(kind: type[nn.Linear]) -> bool:
+    """Whether a linear layer computes x·Wᵀ + b, in ``nn.Linear``'s way or in one that is known."""
+    known = kind.__name__ in _PLAIN_LINEARS and kind.__module__.startswith("transformers.")
+    return known or kind.forward is nn.Linear.forward
+
+
 def _refusal(module: nn.Module, parent: nn.Module | None) -> str | None:
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads this weight instead of calling the module"
-    if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
+    if isinstance(module, nn.Linear) and not _is_plain(type(module)):
         return f"{type(module).__name__} computes something else than x·Wᵀ + b"
     if isinstance(module, nn.Embedding):
         if module.max_norm is not None:
@@ -181,9 +188,7 @@ def split_fused(model: nn.Module, target: Target) -> list[Target]:
     parts: FusedParts | None = fused_parts(target.module, target.rows, model)
     if parts is None or target.kind != "linear":
         return [target]
-    return [
-        replace(target, name=f"{target.name}:{part.name}", rows=part.stop - part.start, part=part) for part in parts
-    ]
+    return [replace(target, name=f"{target.name}:{part.name}", rows=part.rows, part=part) for part in parts]
 
 
 def is_token_table(model: nn.Module, target: Target) -> bool:
@@ -267,7 +272,7 @@ def read_weight(model: nn.Module, target: Target) -> Tensor:
     if target.transposed and not isinstance(module, Assembled):
         weight = weight.t()
     if target.part is not None:
-        weight = weight[target.part.start : target.part.stop]
+        weight = target.part.take(weight)
     weight = weight.float()
     if not bool(weight.isfinite().all()):
         bad = int((~weight.isfinite()).sum())
@@ -281,4 +286,4 @@ def read_bias(model: nn.Module, target: Target) -> Tensor | None:
     if bias is None:
         return None
     bias = bias.detach()
-    return bias[target.part.start : target.part.stop] if target.part else bias
+    return target.part.take(bias) if target.part else bias
