@@ -35,14 +35,11 @@ class Train:
 
 
 def balanced_factors(width: int, count: int) -> list[int]:
-    """``count`` factors of ``width`` that are as equal as its divisors allow, the smallest first."""
-    factors: list[int] = []
-    for left in range(count, 1, -1):
-        wanted = width ** (1 / left)
-        divisor = min((d for d in range(1, width + 1) if width % d == 0), key=lambda d: (abs(d - wanted), d))
-        factors.append(divisor)
-        width //= divisor
-    return sorted([*factors, width])
+    """``count`` factors of ``width`` that are as equal as its divisors allow (least sum), the smallest first."""
+    if count == 1:
+        return [width]
+    smallest = [d for d in range(1, width + 1) if d**count <= width and width % d == 0]
+    return min((sorted([d, *balanced_factors(width // d, count - 1)]) for d in smallest), key=sum)
 
 
 def train_ranks(rows: Sequence[int], columns: Sequence[int], rank: int, slices: int) -> list[int]:
@@ -61,6 +58,8 @@ def tensor_train(
     :return: deterministic; quasi-optimal, each truncation the best for what the ones before it left.
     :raises ValueError: if shapes or sizes do not fit.
     """
+    if not slices or rank < 1:
+        raise ValueError(f"a train has at least one slice and ranks of at least 1, not {len(slices)} and {rank}")
     shape = (prod(rows), prod(columns))
     if len(rows) != len(columns) or any(tuple(part.shape) != shape for part in slices):
         raise ValueError(f"slices of {shape} are wanted for rows {list(rows)} and columns {list(columns)}")

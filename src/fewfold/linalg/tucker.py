@@ -102,11 +102,12 @@ def decompose(
 
 
 def rebuild(decomposition: Decomposition, stack: Stack, number: int = 0) -> Tensor:
-    """The slices ``(n, rows, columns)`` that the decomposition of stack ``number`` stands for."""
-    cores, mix = decomposition.cores[number], decomposition.mixes[number]
+    """The slices ``(n, rows, columns)``, float64, that the decomposition of stack ``number`` stands for."""
+    factors, mix = decomposition.factors, decomposition.mixes[number]
+    cores = decomposition.cores[number].to(factors[stack.left].dtype)
     if mix is not None:
         cores = torch.tensordot(mix, cores, dims=1)
-    return decomposition.factors[stack.left] @ cores @ decomposition.factors[stack.right].t()
+    return factors[stack.left] @ cores @ factors[stack.right].t()
 
 
 def slice_gram(slices: Sequence[Tensor]) -> Tensor:
@@ -243,6 +244,8 @@ def _widths(stacks: Sequence[Stack]) -> dict[str, int]:
     if not stacks:
         raise ValueError("there is no stack to decompose")
     for stack in stacks:
+        if not len(stack.slices):
+            raise ValueError(f"the stack between {stack.left!r} and {stack.right!r} has 0 slices")
         for name, width in zip((stack.left, stack.right), stack.shape, strict=True):
             if widths.setdefault(name, width) != width:
                 raise ValueError(f"factor {name!r} cannot be {widths[name]} and {width} wide at once")
@@ -260,5 +263,6 @@ def _check(stacks: Sequence[Stack], ranks: Mapping[str, int], widths: Mapping[st
             raise ValueError(
                 f"a bank for {len(stack.slices)} slices takes 1…{len(stack.slices)} cores, not {stack.size}"
             )
-        if any(part.shape != stack.slices[0].shape for part in stack.slices):
-            raise ValueError("the slices of one stack have different shapes")
+        other = next((tuple(part.shape) for part in stack.slices if tuple(part.shape) != stack.shape), None)
+        if other is not None:
+            raise ValueError(f"the slices of one stack have different shapes: {stack.shape} and {other}")

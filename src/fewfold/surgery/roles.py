@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from fewfold.surgery.targets import Target
 
 _WRITERS = re.compile(
-    r"(?:^|\.)(?:o|o_proj|out_proj|out_lin|c_proj|wo|fc2|lin2|down_proj|w2|dense_4h_to_h|output\.dense|"
-    r"(?:attention|attn|self_attention|self_attn)\.dense|mlp\.fc2)$"
+    r"(?:^|\.)(?:o|o_proj|out_proj|out_lin|c_proj|wo|Wo|fc2|fc_out|lin2|down_proj|w2|ffn_output|dense_4h_to_h|"
+    r"output\.dense|(?:attention|attn|self_attn|self_attention)\.dense)$"
 )
 _MEMORY_WORDS = ("encoder_attn", "EncDecAttention", "crossattention")
-_KEYS_AND_VALUES = {"k", "v", "k_proj", "v_proj", "key", "value", "kv"}
+_KEYS_AND_VALUES = {"k", "v", "k_proj", "v_proj", "key", "value", "kv", "c_attn"}
 
 
 def writes_residual(target: Target) -> bool:
