@@ -67,15 +67,21 @@ def publish(name: str, title: str, rows: Sequence[QualityRow], extra: dict[str, 
     """Write ``benchmarks/results/NAME.json`` and the table drawn from it into ``docs/benchmarks/NAME.md``."""
     extra = extra or {}
     content = {**extra, "rows": [asdict(row) for row in rows]}
-    _write(name, title, content, [rows_to_markdown(rows), *_claims(extra.get("checks", []))])
+    _write(name, title, content, [rows_to_markdown(rows), *claims(extra.get("checks", []))])
 
 
-def publish_checks(name: str, title: str, checks: Sequence[dict[str, Any]], extra: dict[str, Any]) -> None:
-    """As :func:`publish`, for programs that measure something else than quality."""
-    _write(name, title, {**extra, "checks": list(checks)}, _claims(checks))
+def publish_checks(
+    name: str, title: str, checks: Sequence[dict[str, Any]], extra: dict[str, Any], lines: Sequence[str] = ()
+) -> None:
+    """As :func:`publish`, for programs that measure something else than quality.
+
+    :param lines: what stands above the claims.
+    """
+    _write(name, title, {**extra, "checks": list(checks)}, [*lines, *claims(checks)])
 
 
-def _claims(checks: Sequence[dict[str, Any]]) -> list[str]:
+def claims(checks: Sequence[dict[str, Any]]) -> list[str]:
+    """One line a claim."""
     return [
         f"- {claim['what']}: {claim['measured']} (asked: {claim['asked']}) – "
         + ("reached" if claim["reached"] else "**not reached**")
@@ -88,9 +94,14 @@ def _write(name: str, title: str, content: dict[str, Any], lines: Sequence[str])
     TABLES.mkdir(parents=True, exist_ok=True)
     content = {"environment": environment(), **content}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    where = ", ".join(f"{key} {value}" for key, value in content["environment"].items())
-    head = [f"# {title}", "", f"Drawn by `python benchmarks/{name}.py`. {where}.", ""]
-    (TABLES / f"{name}.md").write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
+    text = "\n".join([*head(name, title, content["environment"]), *lines]) + "\n"
+    (TABLES / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def head(name: str, title: str, where: dict[str, Any]) -> list[str]:
+    """The first lines of a table's page."""
+    machine = ", ".join(f"{key} {value}" for key, value in where.items())
+    return [f"# {title}", "", f"Drawn by `python benchmarks/{name}.py`. {machine}.", ""]
 
 
 def check(what: str, measured: float, asked: float, at_least: bool = True, digits: int = 4) -> dict[str, Any]:

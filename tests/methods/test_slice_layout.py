@@ -403,8 +403,14 @@ WRITERS = {  # last pieces of the names of all weights: what is added to the res
     "phi": ({"self_attn.dense", "fc2"}, {"q_proj", "k_proj", "v_proj", "fc1"}),
     "gptj": ({"out_proj", "fc_out"}, {"q_proj", "k_proj", "v_proj", "fc_in"}),
     "albert": ({"attention.dense", "ffn_output"}, {"query", "key", "value", "ffn", "embedding_hidden_mapping_in"}),
-    "neox": ({"attention.dense", "dense_4h_to_h"}, {"query_key_value", "dense_h_to_4h"}),
-    "bloom": ({"self_attention.dense", "dense_4h_to_h"}, {"query_key_value", "dense_h_to_4h"}),
+    "neox": (
+        {"attention.dense", "dense_4h_to_h"},
+        {"query_key_value:q", "query_key_value:k", "query_key_value:v", "dense_h_to_4h"},
+    ),
+    "bloom": (
+        {"self_attention.dense", "dense_4h_to_h"},
+        {"query_key_value:q", "query_key_value:k", "query_key_value:v", "dense_h_to_4h"},
+    ),
 }
 
 

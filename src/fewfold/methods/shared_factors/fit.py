@@ -20,7 +20,7 @@ from fewfold.methods.shared_factors.refit import refit
 from fewfold.methods.shared_factors.sizes import energy_kept
 from fewfold.methods.slices.layout import Group, join_slices, oriented
 from fewfold.methods.slices.method import SliceMethod, groups_of
-from fewfold.methods.slices.metrics import weigh
+from fewfold.methods.slices.metrics import Weighing, side_metrics, weigh
 from fewfold.methods.slices.modules import SlicedLinear
 from fewfold.stored import StoredDtype
 from fewfold.surgery.roles import family_of
@@ -29,6 +29,8 @@ from fewfold.surgery.targets import Target
 
 class FactoredMethod(SliceMethod):
     """``W_i ≈ U · core_i · V``; subclasses say where the cores come from."""
+
+    mixes = False  # whether cores are mixed from a bank
 
     def units(self, config: MethodConfig, targets: Sequence[Target], width: int) -> list[Unit]:
         """One unit a group; all groups together where they share the residual side."""
@@ -115,12 +117,9 @@ class FactoredMethod(SliceMethod):
         self, unit: Unit, sizes: Sequence[Mapping[str, Any]], weights: Mapping[str, Tensor], statistics: Statistics
     ) -> list[float]:
         """What the HOSVD at full size keeps at every size."""
-        rows, config = self.rows(unit, weights, statistics), _config(unit)
+        rows = self.rows(unit, weights, statistics)
         errors = [0.0] * len(sizes)
-        for group in groups_of(unit):
-            weighed = weigh(
-                group.targets, oriented(group, rows), weights, statistics, config.weighting, config.normalise
-            )
+        for group, weighed in zip(groups_of(unit), _weighed(unit, rows, weights, statistics), strict=True):
             pairs = [_ranks(group, settings) for settings in sizes]
             wanted = [(settings.get("bank"), *pair) for settings, pair in zip(sizes, pairs, strict=True)]
             total, kept = energy_kept(weighed, wanted)
@@ -151,10 +150,7 @@ class FactoredMethod(SliceMethod):
         config, groups = _config(unit), groups_of(unit)
         shape = self.store_settings(unit, settings)
         cuts = {group.name: oriented(group, settings["rows"]) for group in groups}
-        seen = [
-            weigh(group.targets, cuts[group.name], weights, statistics, config.weighting, config.normalise)
-            for group in groups
-        ]
+        seen = _weighed(unit, settings["rows"], weights, statistics)
         stacks = [
             Stack([one.seen(n) for n in range(len(one))], bank["left"], bank["right"], bank["size"])
             for one, bank in zip(seen, (shape["banks"][group.name] for group in groups), strict=True)
@@ -185,8 +181,8 @@ class FactoredMethod(SliceMethod):
         return fitted
 
     def refits(self, unit: Unit) -> bool:
-        """Cores, or rows of the mix, are a target's own; the factors stay."""
-        return _config(unit).weighting != "none"
+        """Cores that are a target's own are; a mix is too narrow for that: refitted alone it does harm."""
+        return _config(unit).weighting != "none" and not self.mixes
 
     def refit(
         self,
@@ -227,6 +223,25 @@ class SharedFactorsMethod(FactoredMethod):
 
     name = "shared_factors"
     config = SharedFactors
+
+
+def _weighed(
+    unit: Unit, rows: Mapping[str, Any], weights: Mapping[str, Tensor], statistics: Statistics
+) -> list[Weighing]:
+    """The slices of every group as the fit sees them; coupled groups see one metric on the side that they share."""
+    config, groups = _config(unit), groups_of(unit)
+    cuts = [oriented(group, rows) for group in groups]
+    shared: dict[int, list[Tensor | None]] = {}
+    if config.coupled and len(groups) > 1:
+        for group, cut in zip(groups, cuts, strict=True):
+            _, columns = side_metrics(group.targets, cut, statistics, config.weighting)
+            shared.setdefault(group.shape[1], []).extend(columns)
+    return [
+        weigh(
+            group.targets, cut, weights, statistics, config.weighting, config.normalise, shared.get(group.shape[1])
+        )
+        for group, cut in zip(groups, cuts, strict=True)
+    ]  # fmt: skip
 
 
 def _config(unit: Unit) -> FactoredConfig:

@@ -1,4 +1,4 @@
-"""Fit one target's cores (or its rows of the mix) anew, with the factors as they are."""
+"""Fit one target's cores anew, with the factors as they are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewfold.calibration.statistics import Drift
 from fewfold.linalg.regression import ridge_solution
-from fewfold.linalg.spectra import cholesky_factor, damped
+from fewfold.linalg.spectra import damped
 from fewfold.methods.shared_factors.modules import FactorStore
 from fewfold.methods.slices.layout import Cut
 from fewfold.methods.slices.modules import SlicedLinear, reads_rows, whole
@@ -23,8 +23,7 @@ def refit(member: SlicedLinear, weight: Tensor, drift: Drift, metric: Tensor | N
     """The cores that best give the dense outputs on what now comes in, written into the store.
 
     The best map without limits is found first (ridge regression, pulled towards the dense weight); the cores are its
-    projection, in the metrics of inputs and outputs, on what the factors can reach. Where cores are mixed, so are
-    they here, with the best mix.
+    projection, in the metrics of inputs and outputs, on what the factors can reach.
 
     :param weight: the dense weight, ``(out, in)``.
     :param drift: moments of the dense model's inputs and of the present ones.
@@ -47,16 +46,10 @@ def refit(member: SlicedLinear, weight: Tensor, drift: Drift, metric: Tensor | N
     best = torch.linalg.solve(inner, best.t()).t()  # (writing ranks, reading ranks)
     bank = store.banks[member.bank]
     rows = slice(member.first, member.first + cut.tiles)
-    if bank["size"] is None:
-        cores = _apart(best, cut)
-        kept = cores if reads_rows(cut) else cores.transpose(1, 2)
-        leaf = whole(store.cores[member.bank])
-        leaf.view(bank["slices"], -1, leaf.shape[1])[rows].copy_(kept)
-    else:
-        cores = whole(store.cores[member.bank]).double().unflatten(0, (bank["size"], -1))
-        cores = cores if reads_rows(cut) else cores.transpose(1, 2)
-        mix = _best_mix(cores, best, cut, cholesky_factor(inner), cholesky_factor(outer))
-        whole(store.mixes[member.bank])[rows].copy_(mix)
+    cores = _apart(best, cut)
+    kept = cores if reads_rows(cut) else cores.transpose(1, 2)
+    leaf = whole(store.cores[member.bank])
+    leaf.view(bank["slices"], -1, leaf.shape[1])[rows].copy_(kept)
     if member.bias is None:
         return None
     return weight @ dense_mean - member.assembled_weight().double() @ mean
@@ -71,16 +64,3 @@ def _apart(joined: Tensor, cut: Cut) -> Tensor:
     """``(writing ranks, reading ranks)`` of all tiles as ``(tiles, reading rank, writing rank)``."""
     blocks: Sequence[Tensor] = joined.chunk(cut.tiles, dim=1 if cut.tiled == "in" else 0)
     return torch.stack([block.t() for block in blocks])
-
-
-def _best_mix(cores: Tensor, best: Tensor, cut: Cut, inner: Tensor, outer: Tensor) -> Tensor:
-    """The mix ``(tiles, size)`` whose cores come nearest to ``best``, in the metrics with these Cholesky factors."""
-    size = len(cores)
-    left = outer.chunk(cut.tiles) if cut.tiled == "out" else [outer] * cut.tiles
-    right = inner.chunk(cut.tiles) if cut.tiled == "in" else [inner] * cut.tiles
-    flat = torch.stack([
-        (left[tile].t() @ cores.transpose(1, 2) @ right[tile]).flatten(1) for tile in range(cut.tiles)
-    ]).flatten(0, 1)  # fmt: skip
-    gram = damped(flat @ flat.t(), 1e-6)
-    wanted = flat @ (outer.t() @ best @ inner).flatten()
-    return torch.linalg.solve(gram, wanted).view(cut.tiles, size)

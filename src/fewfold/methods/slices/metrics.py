@@ -52,26 +52,25 @@ def weigh(
     statistics: Statistics,
     weighting: str,
     normalise: bool,
+    columns: Sequence[Tensor | None] | None = None,
 ) -> Weighing:
     """Metrics averaged over everything that a side is shared by, and what each slice's error counts.
 
     With gradients, a slice's scale is such that its energy is what the model's output sees of it; with inputs alone,
     its share of its own layer's output; with neither, all slices alike (``normalise``) or as they are.
 
+    :param columns: the metrics that the columns' side is shared by, where other groups share it too.
     :raises CalibrationError: if the weighting asks for statistics that are not there.
     """
     slices = slices_of(targets, cuts, weights)
-    sides: dict[str, list[Tensor | None]] = {"left": [], "right": []}
     energies: list[float] = []
     for target in targets:
         cut = cuts[target.name]
         inputs, outputs = _metrics(target, statistics, weighting)
         blocks_in, blocks_out = _blocks(inputs, cut, "in"), _blocks(outputs, cut, "out")
-        rows, columns = (blocks_in, blocks_out) if cut.rows == "in" else (blocks_out, blocks_in)
-        sides["left"] += [_unit_trace(block) for block in rows]
-        sides["right"] += [_unit_trace(block) for block in columns]
         energies += _energies(weights[target.name], cut, blocks_in, blocks_out, normalise and weighting != "none")
-    left, right = _shared(sides["left"]), _shared(sides["right"])
+    rows, own_columns = side_metrics(targets, cuts, statistics, weighting)
+    left, right = _shared(rows), _shared(own_columns if columns is None else columns)
     if left is None and right is None and not any(energies):
         scales = [1.0 / max(float(part.norm()), 1e-30) if normalise else 1.0 for part in slices]
         return Weighing(slices, None, None, scales)
@@ -82,6 +81,22 @@ def weigh(
         own = float(_through(part, left, right).square().sum(dtype=torch.float64))
         scales.append(((energy or usual) / own) ** 0.5 if normalise and own > 0 else 1.0)
     return Weighing(slices, left, right, scales)
+
+
+def side_metrics(
+    targets: Sequence[Target], cuts: Mapping[str, Cut], statistics: Statistics, weighting: str
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """The metrics of all slices' rows and columns, each with a mean of one on its diagonal; None where unknown."""
+    rows: list[Tensor | None] = []
+    columns: list[Tensor | None] = []
+    for target in targets:
+        cut = cuts[target.name]
+        inputs, outputs = _metrics(target, statistics, weighting)
+        sides = [_blocks(inputs, cut, "in"), _blocks(outputs, cut, "out")]
+        first, second = sides if cut.rows == "in" else reversed(sides)
+        rows += [_unit_trace(block) for block in first]
+        columns += [_unit_trace(block) for block in second]
+    return rows, columns
 
 
 def _metrics(target: Target, statistics: Statistics, weighting: str) -> tuple[Tensor | None, Tensor | None]:

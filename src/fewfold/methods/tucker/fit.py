@@ -16,6 +16,7 @@ class TuckerMethod(FactoredMethod):
 
     name = "tucker"
     config = Tucker
+    mixes = True
 
     def check(self, unit: Unit) -> None:
         """Rank and bank are fixed together or chosen together."""
