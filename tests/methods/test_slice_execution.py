@@ -257,6 +257,36 @@ def test_offloaded_tensors_come_when_called(ids):
         torch.testing.assert_close(run(offloaded, ids), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["store-with-root", "store-by-itself"])
+@pytest.mark.parametrize("config", FACTORED, ids=lambda c: c.method)
+def test_sharded_training(config, own, ids, tmp_path):
+    """FSDP2 around every layer, with the store sharded by the root or by itself: its tensors come when it is called."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = shared(config).train()
+    expected, plain = run(model, ids).detach(), gradients(model, ids)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        sharded = copy.deepcopy(model)
+        sharded.zero_grad()
+        for layer in sharded.encoder.layer:
+            fully_shard(layer, mesh=mesh)
+        if own:
+            for store in stores_of(sharded).values():
+                fully_shard(store, mesh=mesh)
+        fully_shard(sharded, mesh=mesh)
+        for _ in range(2):
+            torch.testing.assert_close(run(sharded, ids).detach(), expected, rtol=1e-4, atol=1e-5)
+        found = {name: gradient.full_tensor() for name, gradient in gradients(sharded, ids).items()}
+    finally:
+        torch.distributed.destroy_process_group()
+    assert set(found) == set(plain)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("config", [*FACTORED, TensorTrain(rank=3, bank=4)], ids=lambda c: c.method)
 @pytest.mark.parametrize("form", ["chained", "folded", "rebuilt"])
 def test_what_is_kept_follows_every_change(config, form, ids):
