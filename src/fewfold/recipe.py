@@ -125,10 +125,13 @@ class Recipe(BaseModel):
         published = _published(name)
         if published is None:
             raise RecipeError(
-                f"preset {name!r} is unknown; presets are {', '.join(PRESETS)} and II-<d>, III-<d>, IV-<l>-<d> "
-                "(or give a .yaml file)"
+                f"preset {name!r} is unknown; presets are {', '.join(PRESETS)} and other II-<d>, III-<d>, "
+                "IV-<l>-<d> (or give a .yaml file)"
             )
         return published
+
+
+PUBLISHED = ("III-384", "III-64", "IV-72-384", "IV-36-256", "IV-36-128")  # the sizes that the paper's tables have
 
 
 def _published(name: str) -> Recipe | None:
@@ -188,6 +191,15 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
         ("int4", "round to nearest, int4 in groups of 32", [Dense(targets="all", stored_dtype="int4")]),
     )
 }
+
+
+def _named(name: str) -> Callable[[], Recipe]:
+    recipe = _published(name)
+    assert recipe is not None
+    return lambda: recipe.model_copy(deep=True)
+
+
+PRESETS.update({name: _named(name) for name in PUBLISHED})
 
 
 def as_budgets(budget: Any) -> list[Budget]:

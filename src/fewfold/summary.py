@@ -122,7 +122,7 @@ def _row(model: nn.Module, record: TargetRecord) -> SummaryRow:
         layout=layout + (f"[{record.part}]" if record.part else ""), form=form, stored=record.stored_dtype,
         parameters=numbers - biases, dense=record.rows * record.columns,
         bytes=stored_bytes(module) - bias_bytes,
-        macs=module.chain_macs() if form == "chained" else module.dense_macs(),
+        macs=module.dense_macs() if form == "rebuilt" else module.chain_macs(),
     )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def test_method_two_has_a_square_core():
         (Tucker(rank=4), r"bank's size is missing"),
         (SharedFactors(targets="all", rank=4), r"is a table.*targets='linears'"),
         (TensorTrain(rank=500), r"TensorTrain\(rank=500\).*the rank must be 1…"),
-        ("V-3", r"presets are .*III-<d>, IV-<l>-<d>"),
+        ("V-3", r"presets are .*III-64.*III-<d>, IV-<l>-<d>"),
     ],
 )
 def test_wrong_values_are_named(recipe, message):

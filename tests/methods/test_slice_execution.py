@@ -257,6 +257,44 @@ def test_offloaded_tensors_come_when_called(ids):
         torch.testing.assert_close(run(offloaded, ids), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("config", FACTORED, ids=lambda c: c.method)
+def test_adapters_on_factors_count_wherever_these_are_used(config, ids):
+    """An adapter on U changes what reads with it and what writes with it."""
+    peft = pytest.importorskip("peft")
+    model = shared(config)
+    with torch.no_grad():
+        plain = run(model, ids)
+        wanted = peft.LoraConfig(target_modules=["left", "cores.16x16"], r=2, lora_alpha=4)
+        adapted = peft.get_peft_model(model, wanted).base_model.model
+        torch.testing.assert_close(run(adapted, ids), plain, rtol=1e-4, atol=1e-5)
+        (store,) = stores_of(adapted).values()
+        leaves = [store.factors["left"], store.cores["16x16"]]
+        for leaf in leaves:
+            leaf.lora_B["default"].weight.normal_(std=0.3)
+        merged = copy.deepcopy(bert())
+        fewfold.compress(merged, config)
+        (other,) = stores_of(merged).values()
+        for leaf, target in zip(leaves, (other.factors["left"], other.cores["16x16"]), strict=True):
+            delta = leaf.lora_B["default"].weight @ leaf.lora_A["default"].weight
+            target.weight.add_(2 * delta)
+        found = run(adapted, ids)
+        torch.testing.assert_close(found, run(merged, ids), rtol=1e-3, atol=1e-4)
+        assert float((found - plain).abs().max()) > 1e-2
+    run(adapted.train(), ids).square().sum().backward()
+    assert all(leaf.lora_A["default"].weight.grad is not None for leaf in leaves)
+
+
+def test_other_quantizers_take_the_factors(ids):
+    quantization = pytest.importorskip("torchao.quantization")
+    model = shared(FACTORED[1])
+    with torch.no_grad():
+        plain = run(model, ids)
+        quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+        found = run(model, ids)
+    difference = float((found - plain).abs().max())
+    assert 0 < difference < 0.1 * float(plain.abs().max())
+
+
 @pytest.mark.parametrize("own", [False, True], ids=["store-with-root", "store-by-itself"])
 @pytest.mark.parametrize("config", FACTORED, ids=lambda c: c.method)
 def test_sharded_training(config, own, ids, tmp_path):
