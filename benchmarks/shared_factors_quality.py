@@ -20,7 +20,6 @@ TEXT = "mixed-512"
 PRESETS = {
     "III-192": SharedFactors(rank=192),
     "IV-36-192": Tucker(bank=36, rank=192),
-    "IV-18-128": Tucker(bank=18, rank=128),
     "III-32": SharedFactors(rank=32),
 }
 

@@ -88,3 +88,10 @@ def test_modules_without_config_ask_for_inputs():
 
 def test_models_without_positions_take_any_length():
     assert clipped_length(T5Config(), 4000) == 4000
+
+
+def test_a_compiled_model_gets_the_inputs_of_the_model_in_it(tiny_bert):
+    plain, compiled = dummy_inputs(tiny_bert, 2, 5), dummy_inputs(torch.compile(tiny_bert), 2, 5)
+    assert {name: value.tolist() for name, value in plain.items()} == {
+        name: value.tolist() for name, value in compiled.items()
+    }

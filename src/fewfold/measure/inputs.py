@@ -23,6 +23,7 @@ def dummy_inputs(model: nn.Module, batch: int = 1, length: int = 128) -> dict[st
     :return: Keyword arguments of the forward, on the model's device.
     :raises ValueError: If the model has no config, or takes inputs of another kind; pass your own then.
     """
+    model = getattr(model, "_orig_mod", model)  # a compiled model says nothing of its inputs
     config = getattr(model, "config", None)
     if config is None:
         raise ValueError(f"{type(model).__name__} has no config to make inputs from: pass inputs=…")
