@@ -48,7 +48,7 @@ format: $(VENV)/.dev ## let ruff mend and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.test ## run every benchmark; each writes its table
+bench: $(VENV)/.bench ## run every benchmark; each writes its table
 	@found=0; for file in benchmarks/[a-z]*.py; do [ -f "$$file" ] || continue; found=1; \
 		echo "== $$file"; $(BIN)/python "$$file" || exit 1; done; \
 		[ $$found = 1 ] || echo "there are no benchmarks yet"
@@ -68,7 +68,7 @@ $(VENV)/.made:
 		echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.made pyproject.toml $(CONSTRAINTS)
+$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.dev: $(VENV)/.%: $(VENV)/.made pyproject.toml $(CONSTRAINTS)
 	@echo "installing fewfold[$*] into $(VENV) (the first time takes some minutes)"
 	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint $(CONSTRAINTS) --editable '.[$*]'
 	@touch $@

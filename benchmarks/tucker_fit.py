@@ -2,7 +2,7 @@
 
 Two stacks: 144 synthetic 768 × 768 slices with decaying spectra to (72, 384, 384), the size of BERT-base, and the 72
 real 384 × 384 slices of all-MiniLM-L6-v2 to (36, 192, 192). Each fit runs in a process of its own, ours and those of
-tensorly in turns. ``tensorly`` is needed for this program only: ``pip install tensorly``.
+tensorly in turns. tensorly is needed for this program only: it comes with the extra ``bench``.
 
     python benchmarks/tucker_fit.py
 """
