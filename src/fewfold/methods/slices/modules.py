@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fewfold.assembled import AssembledLinear, must_be_called
 from fewfold.errors import TargetError
 from fewfold.methods.factors import matrix_of
-from fewfold.methods.slices.layout import Cut, Side
+from fewfold.methods.slices.layout import Cut, join_slices
 from fewfold.methods.slices.prepared import Prepared, Step, can_prepare
 from fewfold.methods.slices.reading import Reading
 from fewfold.store import Store
@@ -154,7 +154,7 @@ class SlicedLinear(AssembledLinear):
     def _prepare(self) -> Prepared | None:
         """Do once what can be kept; None where nothing can."""
         if not can_prepare(self):
-            if self._prepared is not None:
+            if self._prepared is not None:  # assigning in a trace would be a side effect of the graph
                 self._prepared = None
             return None
         form = self.running_form
@@ -171,11 +171,7 @@ class SlicedLinear(AssembledLinear):
 
     def assembled_weight(self) -> Tensor:
         """``(out, in)``."""
-        slices = self.store(None, self)
-        blocks = slices if self.cut.rows == "out" else slices.transpose(1, 2)
-        if self.cut.tiles == 1:
-            return blocks[0]
-        return torch.cat(list(blocks), dim=1 if self.cut.tiled == "in" else 0)
+        return join_slices(self.store(None, self), self.cut)
 
     def resize(self, rows: int) -> None:
         """Refused: the factors also serve other targets."""
@@ -216,5 +212,4 @@ def _is_ours(leaf: nn.Module) -> bool:
 
 def reads_rows(cut: Cut) -> bool:
     """Whether a slice's rows are its inputs."""
-    side: Side = cut.rows
-    return side == "in"
+    return cut.rows == "in"
