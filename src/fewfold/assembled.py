@@ -79,6 +79,10 @@ class Assembled(nn.Module):
         """The store that the weight is assembled from, where other targets share its tensors."""
         return None
 
+    def resized_settings(self) -> dict[str, Any]:
+        """The recorded settings that change with the number of rows, as they are now."""
+        return {}
+
     def leaves(self) -> Iterable[nn.Module]:
         """The modules that hold the tensors which the weight is assembled from."""
         return self.children()

@@ -20,6 +20,8 @@ from fewfold.methods.registry import method_named
 from fewfold.progress import track
 from fewfold.store import stores_behind
 from fewfold.stored import StoredEmbedding, StoredLinear
+from fewfold.stored.codes import CodedMatrix
+from fewfold.stored.kept import Kept
 from fewfold.surgery.replace import replace_modules
 from fewfold.surgery.targets import Target, read_bias
 
@@ -165,7 +167,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], bias: Tensor | None) 
     """Copy fitted tensors into an empty assembled module (or a store) and put them on their stored grid.
 
     ``bias_shift`` is added to the dense module's bias; ``name.codes`` and ``name.scales`` set an integer-stored
-    child directly.
+    child directly, ``name.codes_S``, ``name.rank`` and ``name.scales`` a coded matrix.
     """
     for name, tensor in tensors.items():
         if name.endswith((".weight", ".bias")):
@@ -180,10 +182,14 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], bias: Tensor | None) 
                 leaf.set_grid_(tensors[f"{name}.codes"], tensors[f"{name}.scales"])
             else:
                 leaf.round_()
+        elif isinstance(leaf, CodedMatrix):
+            prefix = f"{name}." if name else ""
+            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            leaf.take_(own)
 
 
 def round_leaves(module: nn.Module) -> None:
     """Put every stored leaf on the grid of its kept form."""
     for leaf in module.modules():
-        if isinstance(leaf, StoredLinear | StoredEmbedding):
+        if isinstance(leaf, Kept):
             leaf.round_()

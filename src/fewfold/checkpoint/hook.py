@@ -18,7 +18,8 @@ from fewfold.checkpoint.rebuild import apply_structure
 from fewfold.checkpoint.resize import install_resizing
 from fewfold.errors import CheckpointError
 from fewfold.store import Store
-from fewfold.stored import StoredEmbedding, StoredLinear, unpack
+from fewfold.stored import unpack
+from fewfold.stored.kept import Kept
 from fewfold.surgery.replace import Replaced
 
 
@@ -89,7 +90,7 @@ def settle(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Assembled):
             for leaf in (leaf for held in module.leaves() for leaf in held.modules()):
-                if isinstance(leaf, StoredLinear | StoredEmbedding):
+                if isinstance(leaf, Kept):
                     leaf.settle_(module.weight.dtype)
 
 

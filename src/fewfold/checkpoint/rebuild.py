@@ -14,7 +14,8 @@ from fewfold.checkpoint.structure import Structure, TargetRecord, TieRecord
 from fewfold.errors import CheckpointError
 from fewfold.methods.registry import method_named
 from fewfold.store import Store, stores_behind
-from fewfold.stored import StoredDtype, StoredEmbedding, StoredLinear
+from fewfold.stored import StoredDtype
+from fewfold.stored.kept import Kept
 from fewfold.surgery.layouts import Part, fused_parts
 from fewfold.surgery.replace import Replaced, replace_modules
 from fewfold.surgery.targets import Target, describe_names, find_targets
@@ -194,7 +195,7 @@ def apply_structure(model: nn.Module, structure: Structure, stored: Collection[s
     modules = [module for _, module in built]
     for owner in (*modules, *stores_behind(modules)):
         for leaf in owner.modules():
-            if isinstance(leaf, StoredLinear | StoredEmbedding):
+            if isinstance(leaf, Kept):
                 leaf.pack_()
     replace_modules(model, built)
     return structure

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from fewfold.assembled import AssembledEmbedding, AssembledLinear
+from fewfold.assembled import Assembled, AssembledEmbedding, AssembledLinear
 from fewfold.checkpoint.config import FewfoldConfig, structure_of
 from fewfold.checkpoint.rebuild import resolve
 from fewfold.errors import TargetError
@@ -133,5 +133,7 @@ def record_sizes(model: nn.Module) -> None:
             changes = {"rows": module.num_embeddings, "padding_idx": module.padding_idx}
         elif isinstance(module, AssembledLinear):
             changes = {"rows": module.out_features}
+        if changes and isinstance(module, Assembled):
+            changes["settings"] = {**record.settings, **module.resized_settings()}
         records.append(record.model_copy(update=changes))
     config.quantization_config = FewfoldConfig(structure.model_copy(update={"targets": records}))

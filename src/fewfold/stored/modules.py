@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from fewfold.errors import CheckpointError
 from fewfold.linalg.quantize import quantize_matrix, unpack_codes
 from fewfold.stored.dtypes import StoredDtype
+from fewfold.stored.kept import Kept
 
 
 def encode(matrix: Tensor, stored: StoredDtype) -> tuple[Tensor, Tensor]:
@@ -47,7 +48,7 @@ def decode(codes: Tensor, scales: Tensor, columns: int, stored: StoredDtype, dty
     return (integers.float() * scales).to(dtype)
 
 
-class _Stored(nn.Module):
+class _Stored(Kept, nn.Module):
     """What StoredLinear and StoredEmbedding share; ``weight`` is ``(rows, columns)``."""
 
     stored: StoredDtype
@@ -93,7 +94,7 @@ class _Stored(nn.Module):
         # transformers initialises every Linear it did not load itself; there is no weight to initialise here
         self._is_hf_initialized = True
 
-    def unpack_(self) -> None:
+    def unpack_(self, name: str = "") -> None:
         """Turn codes and scales back into a trainable float Parameter."""
         if self.weight is not None:
             return
@@ -263,8 +264,11 @@ def pack(model: nn.Module) -> nn.Module:
 
 
 def unpack(model: nn.Module) -> nn.Module:
-    """Turn every packed tensor of ``model`` into a float Parameter again, in place."""
-    for module in model.modules():
-        if isinstance(module, _Stored):
-            module.unpack_()
+    """Turn every packed tensor of ``model`` into a float Parameter again, and streams of codes into integers, in place.
+
+    :raises CheckpointError: naming a tensor whose codes cannot be.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Kept):
+            module.unpack_(name)
     return model

@@ -1,0 +1,227 @@
+"""A matrix kept as codes: small integers that point into codebooks of sub-vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fewfold.linalg.gather_sum import GatherSum, gather_sum, partial_products
+from fewfold.stored.coded_rows import resize_codes
+from fewfold.stored.coded_state import RANK, CodedState
+from fewfold.stored.dtypes import StoredDtype
+from fewfold.stored.modules import StoredMatrix
+from fewfold.stored.stages import StageSpec, coded_bytes
+
+
+class CodedMatrix(CodedState):
+    """``diag(scales) · Σ stages``, ``(rows, columns)``; every row of a stage is a chain of sub-vectors.
+
+    ``codes_S`` are ``(covered rows, positions)`` integers, codebooks leaves of ``(positions · words, width)``, or
+    ``(words, width)`` where all positions share one. ``rank`` ``(rows,)`` is the order of importance, only there
+    where a stage covers a part of the rows: row ``i`` finds its codes at index ``rank[i]`` then. On disk every array of
+    integers is one stream of bits. ``attend`` keeps its look-ups as int32 from its first call on.
+
+    :param scales: whether every row has a factor, kept as fp16.
+    :param codebooks: by stage, a leaf that a store owns, or None: the matrix has its own.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        stages: Sequence[StageSpec],
+        scales: bool = False,
+        stored: StoredDtype | None = None,
+        codebooks: Sequence[nn.Module | None] | None = None,
+    ) -> None:
+        super().__init__()
+        if not stages:
+            raise ValueError("a coded matrix needs at least one stage")
+        borrowed = tuple(codebooks or [None] * len(stages))
+        if len(borrowed) != len(stages):
+            raise ValueError(f"{len(stages)} stages, but {len(borrowed)} codebooks; give one or None for each")
+        self.rows, self.columns, self.stages = rows, columns, tuple(stages)
+        self.stored = stored or StoredDtype()
+        self._borrowed = borrowed  # in a tuple: their owner registers them
+        self._sums: tuple[Any, list[GatherSum]] | None = None
+        self.codebooks = nn.ModuleDict()
+        for index, stage in enumerate(self.stages):
+            leaf = borrowed[index]
+            if leaf is None:
+                self.codebooks[str(index)] = StoredMatrix(stage.width, stage.codebook_rows(columns), self.stored)
+            shape = (stage.covered(rows), stage.positions(columns))
+            self.register_buffer(f"codes_{index}", torch.zeros(shape, dtype=stage.code_dtype))
+        partial = any(stage.rows is not None for stage in self.stages)
+        self.register_buffer(RANK, torch.arange(rows, dtype=torch.int32) if partial else None)
+        self.register_parameter("scales", nn.Parameter(torch.ones(rows)) if scales else None)
+
+    @torch.no_grad()
+    def reset_parameters(self, std: float = 0.02, seed: int = 0) -> None:
+        """Fresh codebooks of rows with standard deviation ``std``, and codes at random, every word used equally often.
+
+        Torch's global generator draws the codebooks only.
+        """
+        codes = [self.codes(index) for index in range(len(self.stages))]
+        if any(tensor.is_meta for tensor in codes):
+            return
+        generator = torch.Generator().manual_seed(seed)
+        for index, (stage, own) in enumerate(zip(self.stages, codes, strict=True)):
+            for position in range(own.shape[1]):
+                own[:, position] = torch.randperm(own.shape[0], generator=generator) % stage.words
+            if self._borrowed[index] is None:
+                self._book(index).normal_(std=std / len(self.stages) ** 0.5)
+        if self.scales is not None:
+            self.scales.fill_(1.0)
+        self._sums = None
+
+    def leaves(self) -> Iterator[nn.Module]:
+        """The codebooks' leaves, also those that a store owns."""
+        for index in range(len(self.stages)):
+            yield self._leaf(index)
+
+    def forward(self, input: Tensor | None = None) -> Tensor:
+        """Ids to rows, inputs to products with all rows, nothing to the matrix; called, so that hooks fire."""
+        if input is None:
+            return self.matrix()
+        return self.attend(input) if input.is_floating_point() else self.look_up(input)
+
+    def matrix(self) -> Tensor:
+        """The dense ``(rows, columns)``."""
+        total: Tensor | None = None
+        for index, stage in enumerate(self.stages):
+            part = self.words(index, self.codes(index))
+            if stage.rows is not None:
+                part = F.embedding(self._place(stage), F.pad(part, (0, 0, 0, 1)))
+            total = part if total is None else total + part
+        assert total is not None
+        return total if self.scales is None else total * self.scales[:, None]
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        """Ids of any shape to ``(…, columns)``: only their codes are read."""
+        total: Tensor | None = None
+        for index, stage in enumerate(self.stages):
+            codes = self.codes(index)
+            if stage.rows is None:
+                part = self.words(index, F.embedding(ids, codes))
+            else:
+                place = F.embedding(ids, self._place(stage)[:, None])[..., 0]
+                found = F.embedding(place, F.pad(codes, (0, 0, 0, 1)))
+                part = self.words(index, found) * (place < len(codes))[..., None]
+            total = part if total is None else total + part
+        assert total is not None
+        return total if self.scales is None else total * F.embedding(ids, self.scales[:, None])
+
+    def attend(self, hidden_states: Tensor) -> Tensor:
+        """``(…, columns)`` to ``(…, rows)``: the product with the transposed matrix, by partial dot products.
+
+        bf16 and fp16 are summed in fp32. The result is a view whose last dimension is not the densest.
+        """
+        lead, dtype = hidden_states.shape[:-1], hidden_states.dtype
+        states = hidden_states.reshape(-1, self.columns)
+        states = states.float() if dtype in (torch.float16, torch.bfloat16) else states
+        groups, tracing = self._groups(), torch.compiler.is_compiling()
+        sums = [] if tracing else self._planned(groups)
+        total: Tensor | None = None
+        for number, group in enumerate(groups):
+            stage = self.stages[group[0]]
+            if stage.covered(self.rows) == 0:
+                continue
+            found = [partial_products(states, self.cube(i, states.dtype), self.positions(i)) for i in group]
+            products = found[0] if len(found) == 1 else torch.cat(found)
+            part = gather_sum(self._indices(group), products) if tracing else sums[number](products)
+            if stage.rows is not None:
+                part = F.embedding(self._place(stage), F.pad(part, (0, 0, 0, 1)))
+            total = part if total is None else total + part
+        if total is None:
+            total = states.new_zeros(self.rows, states.shape[0])
+        if self.scales is not None:
+            total = total * self.scales.to(total.dtype)[:, None]
+        return total.to(dtype).t().reshape(*lead, self.rows)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of partial products, one input."""
+        return sum(stage.words * stage.width * self.positions(index) for index, stage in enumerate(self.stages))
+
+    @property
+    def gathers(self) -> int:
+        """Look-ups that are summed, one input."""
+        return sum(stage.covered(self.rows) * self.positions(index) for index, stage in enumerate(self.stages))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk, without borrowed codebooks, in the present dtype of the numbers."""
+        own = [*self.codebooks.parameters(), *([] if self.scales is None else [self.scales])]
+        size = own[0].element_size() if own else 4
+        borrowed = [leaf is not None for leaf in self._borrowed]
+        return coded_bytes(self.rows, self.columns, self.stages, self.scales is not None, self.stored, size, borrowed)
+
+    def resize_(self, rows: int) -> None:
+        """Cut rows off, or add some that stand as near to the mean row as the words allow; kept rows stay equal.
+
+        New rows are the least important; stages that cover only some rows keep those of them that stay.
+        """
+        resize_codes(self, rows)
+        self._sums = None
+
+    def _leaf(self, index: int) -> nn.Module:
+        leaf = self._borrowed[index]
+        return self.codebooks[str(index)] if leaf is None else leaf
+
+    def _book(self, index: int) -> Tensor:
+        """A stage's words, one below the other, got by calling their leaf."""
+        leaf = self._leaf(index)
+        if type(leaf) is StoredMatrix and not hasattr(leaf.weight, "__tensor_flatten__"):
+            return leaf()
+        from fewfold.methods.factors import matrix_of
+
+        return matrix_of(leaf)
+
+    def cube(self, index: int, dtype: torch.dtype) -> Tensor:
+        """``(positions or 1, words, width)``."""
+        return self._book(index).unflatten(0, (-1, self.stages[index].words)).to(dtype)
+
+    def _numbered(self, index: int, codes: Tensor) -> Tensor:
+        """Codes as int64 numbers of words among those of all positions."""
+        stage, codes = self.stages[index], codes.long()
+        if stage.shared:
+            return codes
+        return codes + torch.arange(codes.shape[-1], device=codes.device) * stage.words
+
+    def words(self, index: int, codes: Tensor) -> Tensor:
+        """``(…, positions)`` codes to ``(…, columns)``."""
+        return F.embedding(self._numbered(index, codes), self._book(index)).flatten(-2)[..., : self.columns]
+
+    def _place(self, stage: StageSpec) -> Tensor:
+        """Where each row stands among a stage's codes; rows outside of it stand right behind the last."""
+        return self.order().long().clamp(max=stage.covered(self.rows))
+
+    def _groups(self) -> list[list[int]]:
+        """Stages that are summed at once: those that cover every row together, each other one alone."""
+        full = [index for index, stage in enumerate(self.stages) if stage.rows is None]
+        return [*([full] if full else []), *([i] for i in range(len(self.stages)) if i not in full)]
+
+    def _indices(self, group: list[int]) -> Tensor:
+        """``(covered rows, positions of all stages in the group)`` int64 numbers of partial products."""
+        parts, first = [], 0
+        for index in group:
+            count = self.positions(index)
+            codes = self.codes(index).long()
+            offsets = torch.arange(count, device=codes.device) * self.stages[index].words
+            parts.append(codes + offsets + first)
+            first += count * self.stages[index].words
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _planned(self, groups: list[list[int]]) -> list[GatherSum]:
+        """What is summed, kept for as long as no code changes."""
+        held = [self._buffers[f"codes_{index}"] for index in range(len(self.stages))]
+        key = tuple((id(t), t.data_ptr(), None if t.is_inference() else t._version) for t in held if t is not None)
+        if self._sums is None or self._sums[0] != key:
+            sizes = [sum(self.positions(i) * self.stages[i].words for i in group) for group in groups]
+            plans = [GatherSum(self._indices(group), size) for group, size in zip(groups, sizes, strict=True)]
+            self._sums = (key, plans)
+        return self._sums[1]
