@@ -17,10 +17,13 @@ from fewfold.methods.base import MethodConfig
 from fewfold.methods.dense.config import Dense
 from fewfold.methods.low_rank.config import LowRank
 from fewfold.methods.shared_factors.config import SharedFactors
+from fewfold.methods.subvector_codes.config import SubvectorCodes
 from fewfold.methods.tensor_train.config import TensorTrain
 from fewfold.methods.tucker.config import Tucker
 
-AnyConfig = Annotated[LowRank | SharedFactors | Tucker | TensorTrain | Dense, Field(discriminator="method")]
+AnyConfig = Annotated[
+    LowRank | SharedFactors | Tucker | TensorTrain | SubvectorCodes | Dense, Field(discriminator="method")
+]
 
 
 class Recipe(BaseModel):

@@ -1,10 +1,14 @@
 """Low-rank look-up tables, with rows weighted by how often, and how much, they matter."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from fewfold.linalg.low_rank import TIE_BREAK, LowRankSpectrum, checked_matrix
 from fewfold.linalg.spectra import cholesky_factor, damped, eigh_descending
+
+CHUNK_ROWS = 16384  # that are held in another dtype at a time
 
 
 def row_weighted_spectrum(
@@ -63,3 +67,65 @@ def smoothed_counts(counts: Tensor) -> Tensor:
     counts = counts.to(torch.float64)
     unseen = max(int((counts == 0).sum()), 1)
     return counts + min(max(int((counts == 1).sum()) / unseen, 1e-3), 1.0)
+
+
+@dataclass(frozen=True)
+class TableDirections:
+    """Directions of a table's rows about their mean, by falling weighted energy.
+
+    :param mean: ``(dim,)``.
+    :param into: ``(dim, dim)``: ``(row − mean) @ into`` are a row's coordinates.
+    :param back: ``(dim, dim)``, the inverse of ``into``.
+    :param gains: ``(dim,)``, the weighted energy in each direction.
+    """
+
+    mean: Tensor
+    into: Tensor
+    back: Tensor
+    gains: Tensor
+
+    def coordinates(self, table: Tensor, directions: Tensor) -> Tensor:
+        """The coordinates of all rows in some directions, ``(rows, len(directions))`` fp32, a run of rows at a time."""
+        into, mean = self.into[:, directions].float(), self.mean.float()
+        found = torch.empty(len(table), len(directions))
+        for start in range(0, len(table), CHUNK_ROWS):
+            run = slice(start, start + CHUNK_ROWS)
+            torch.mm(table[run].float() - mean, into, out=found[run])
+        return found
+
+
+def row_weighted_directions(
+    table: Tensor, row_weights: Tensor, output_metric: Tensor | None = None, output_damping: float = 0.01
+) -> TableDirections:
+    """As `row_weighted_spectrum` about the weighted mean, without a copy of the table: for those of any size.
+
+    :param table: ``(rows, dim)``.
+    :param row_weights: ``(rows,)``, not negative.
+    :param output_metric: ``(dim, dim)``; identity if absent.
+    :param output_damping: share of the metric's mean eigenvalue added to its diagonal.
+    :raises ValueError: if shapes disagree, a weight is negative or all are zero, or a number is not finite.
+    """
+    rows, dim = table.shape
+    weights = row_weights.to(torch.float64)
+    if weights.shape != (rows,) or not bool((weights >= 0).all()) or not 0 < float(weights.sum()) < float("inf"):
+        raise ValueError(f"row_weights: {rows} numbers, finite, not negative and not all zero")
+    weights = weights / weights.sum()
+    second, total = torch.zeros(dim, dim, dtype=torch.float64), torch.zeros(dim, dtype=torch.float64)
+    plain = torch.zeros(dim, dtype=torch.float64)
+    for start in range(0, rows, CHUNK_ROWS):
+        run = slice(start, start + CHUNK_ROWS)
+        part, own = table[run].float(), weights[run]
+        if not bool(part.isfinite().all()):
+            raise ValueError(f"rows {start}…{start + len(part) - 1} of the table hold an infinity or a NaN")
+        rooted = part * own.sqrt().float()[:, None]
+        second += (rooted.T @ rooted).double()
+        total += own @ part.double()
+        plain += part.square().sum(0, dtype=torch.float64)
+    covariance = second - torch.outer(total, total)
+    tie_break = TIE_BREAK * covariance.trace() / plain.sum().clamp_min(torch.finfo(torch.float64).tiny)
+    covariance = covariance + tie_break * torch.diag(plain)
+    identity = torch.eye(dim, dtype=torch.float64)
+    factor = identity if output_metric is None else cholesky_factor(damped(output_metric, output_damping))
+    gains, directions = eigh_descending(factor.T @ covariance @ factor)
+    back = directions.T @ torch.linalg.inv(factor)
+    return TableDirections(total, factor @ directions, back, gains.clamp_min(0))

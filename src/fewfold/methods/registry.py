@@ -7,6 +7,7 @@ from fewfold.methods.base import Method, MethodConfig
 from fewfold.methods.dense.fit import DenseMethod
 from fewfold.methods.low_rank.fit import LowRankMethod
 from fewfold.methods.shared_factors.fit import SharedFactorsMethod
+from fewfold.methods.subvector_codes.fit import SubvectorCodesMethod
 from fewfold.methods.tensor_train.fit import TensorTrainMethod
 from fewfold.methods.tucker.fit import TuckerMethod
 
@@ -15,6 +16,7 @@ _ALL: tuple[Method, ...] = (
     SharedFactorsMethod(),
     TuckerMethod(),
     TensorTrainMethod(),
+    SubvectorCodesMethod(),
     DenseMethod(),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}

@@ -1,0 +1,80 @@
+"""Weighted k-means of many short vectors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CROSS_ENTRIES = 2**21  # entries of one block of products between points and centres: stays in the cache
+SAMPLE_PER_WORD = 128  # points a centre that the iterations see; the rest is only assigned at the end
+TOLERANCE = 1e-4  # relative gain of an iteration below which it was the last
+
+
+def nearest(points: Tensor, words: Tensor) -> Tensor:
+    """The closest word of every point, by Euclidean distance.
+
+    :param points: ``(count, width)``.
+    :param words: ``(words, width)``; of equally close ones the first is taken.
+    :return: ``(count,)`` int64.
+    """
+    half_norms = words.square().sum(1) / 2
+    step = max(1, CROSS_ENTRIES // len(words))
+    found = torch.empty(len(points), dtype=torch.int64, device=points.device)
+    for start in range(0, len(points), step):
+        block = slice(start, start + step)
+        found[block] = torch.addmm(half_norms, points[block], words.T, alpha=-1).argmin(1)
+    return found
+
+
+def kmeans(points: Tensor, words: int, weights: Tensor | None = None, iterations: int = 20, seed: int = 0) -> Tensor:
+    """Centres of least weighted squared distance to the points (Lloyd's iterations).
+
+    Starts at points drawn by weight times squared norm; a centre that loses all its points moves to a point that is far
+    from its own. Where there are many points, the iterations see a sample.
+
+    :param points: ``(count, width)`` floats.
+    :param words: how many centres; where there are no more distinct points than that, some centres repeat.
+    :param weights: ``(count,)``, not negative; all equal if absent.
+    :param iterations: at most.
+    :param seed: of the start; the global generator is left alone.
+    :return: ``(words, width)`` fp32.
+    :raises ValueError: if shapes disagree or a number is not finite.
+    """
+    if points.dim() != 2 or 0 in points.shape or words < 1:
+        raise ValueError(f"points {tuple(points.shape)} and {words} words: expected (count, width) and at least 1")
+    points = points.detach().to(torch.float32)
+    mass = torch.ones(len(points)) if weights is None else weights.detach().to(torch.float32)
+    if mass.shape != points.shape[:1]:
+        raise ValueError(f"weights {tuple(mass.shape)}: there are {len(points)} points")
+    if not bool(points.isfinite().all()) or not bool(mass.isfinite().all()) or bool((mass < 0).any()):
+        raise ValueError("points and weights must be finite, and weights not negative")
+    generator = torch.Generator().manual_seed(seed)
+    if len(points) > SAMPLE_PER_WORD * words:
+        chosen = torch.randperm(len(points), generator=generator)[: SAMPLE_PER_WORD * words]
+        points, mass = points[chosen], mass[chosen]
+    centres = points[_draw(mass * points.square().sum(1), words, generator)].clone()
+    before = float("inf")
+    for _ in range(iterations):
+        owner = nearest(points, centres)
+        distance = mass * (points - centres[owner]).square().sum(1)
+        total = torch.zeros(words).index_add_(0, owner, mass)
+        sums = torch.zeros_like(centres).index_add_(0, owner, points * mass[:, None])
+        held = total > 0
+        centres[held] = sums[held] / total[held, None]
+        idle = int((~held).sum())
+        if idle:
+            centres[~held] = points[_draw(distance, idle, generator)]
+        now = float(distance.sum(dtype=torch.float64))
+        if not idle and before - now <= TOLERANCE * now:
+            break
+        before = now
+    return centres
+
+
+def _draw(mass: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices drawn by mass, without repetition as far as there is mass."""
+    noise = torch.rand(len(mass), generator=generator).clamp_min(1e-12)
+    keys = noise.log() / mass.double().clamp_min(1e-30)  # the largest keys are a weighted sample (Efraimidis, Spirakis)
+    order = keys.topk(min(count, len(mass))).indices
+    repeats = torch.arange(count) % len(order)
+    return order[repeats]

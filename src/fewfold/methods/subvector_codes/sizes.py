@@ -1,0 +1,125 @@
+"""What sizes codes come in, and what each is expected to lose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewfold.linalg.kmeans import kmeans, nearest
+from fewfold.stored import StoredDtype
+from fewfold.stored.stages import StageSpec, coded_bytes
+
+# widths and words of linear maps, from four bits a number down to half a bit
+LINEAR_SIZES = (
+    (2, 256), (2, 128), (2, 64), (3, 256), (3, 128), (4, 512), (4, 256), (5, 512), (5, 256), (6, 256), (8, 512),
+    (8, 256), (10, 256), (12, 256), (16, 256), (24, 256), (32, 256), (48, 256), (64, 256),
+)  # fmt: skip
+TABLE_WIDTHS = (2, 3, 4, 6, 8, 12, 16)
+POINTS_PER_WORD = 32  # of the sample that distortions are measured on
+
+
+@cache
+def distortion(width: int, words: int) -> float:
+    """Mean squared error of a normal number that is kept with ``width − 1`` others as one of ``words`` sub-vectors.
+
+    Measured by k-means on drawn normal numbers up to 256 words; from there on more bits lower it as far as theory says,
+    by ``2^(−2 bits / width)``.
+    """
+    known = min(words, 256)
+    generator = torch.Generator().manual_seed(width)
+    points = torch.randn(2 * POINTS_PER_WORD * known, width, generator=generator)
+    fitted, held_out = points.chunk(2)
+    centres = kmeans(fitted, known, iterations=10)
+    error = float((held_out - centres[nearest(held_out, centres)]).square().mean())
+    return min(error, 1.0) * 2.0 ** (-2 * math.log2(words / known) / width)
+
+
+def linear_sizes(columns: int, shared: bool, stages: int, scales: bool) -> list[dict[str, Any]]:
+    """Settings of a linear map, none of them chosen yet."""
+    return [
+        settings([StageSpec(width, words, shared)] * stages, scales)
+        for width, words in LINEAR_SIZES
+        if width <= columns
+    ]
+
+
+def table_sizes(columns: int, words: int, frequent: int | None, shared: bool, scales: bool) -> list[dict[str, Any]]:
+    """Settings of a table: sub-vectors of every width, and as many of them as fit into its rows."""
+    found = []
+    for width in TABLE_WIDTHS:
+        full = columns // width
+        counts = sorted({round(full * share / 24) for share in range(1, 25)} - {0})
+        for count in counts:
+            stages = [StageSpec(width, words, shared)]
+            if frequent is not None:
+                stages.append(StageSpec(max(1, width // 2), words, shared, frequent))
+            found.append({**settings(stages, scales), "rank": width * count, "mean_row": True})
+    return found
+
+
+def settings(stages: Sequence[StageSpec], scales: bool) -> dict[str, Any]:
+    """As the structure records them."""
+    return {"stages": [stage.to_dict() for stage in stages], "scales": scales}
+
+
+def stages_of(chosen: Any) -> list[StageSpec]:
+    """The stages of recorded settings."""
+    return [StageSpec.from_dict(values) for values in chosen["stages"]]
+
+
+def settings_bytes(rows: int, columns: int, chosen: Any, stored: StoredDtype, element_size: int) -> int:
+    """Bytes of the stored tensors of one weight, its bias left out.
+
+    :param columns: of the dense weight.
+    """
+    rank = chosen.get("rank")
+    size = coded_bytes(rows, rank or columns, stages_of(chosen), chosen["scales"], stored, element_size)
+    if rank is not None:
+        size += stored.matrix_bytes(columns, rank, element_size) + (columns * element_size if chosen["mean_row"] else 0)
+    return size
+
+
+def settings_numbers(rows: int, columns: int, chosen: Any) -> int:
+    """Floating-point numbers that are stored; codes are counted in bytes only."""
+    rank = chosen.get("rank")
+    numbers = sum(stage.codebook_numbers(rank or columns) for stage in stages_of(chosen))
+    numbers += rows if chosen["scales"] else 0
+    return numbers + (0 if rank is None else columns * rank + (columns if chosen["mean_row"] else 0))
+
+
+def balanced(gains: Tensor, width: int) -> Tensor:
+    """An order of directions in which every block of ``width`` has about the same product of gains.
+
+    Directions go by falling gain to the block that has room and the smallest product so far (Ge et al., CVPR 2013).
+
+    :param gains: ``(rank,)``, falling; ``width`` divides the rank.
+    :return: ``(rank,)`` the direction at every place.
+    """
+    blocks: list[list[int]] = [[] for _ in range(len(gains) // width)]
+    logs = gains.clamp_min(1e-30).log().tolist()
+    sums = [0.0] * len(blocks)
+    shift = min(logs) - 1.0  # so that every gain adds
+    for direction, log in enumerate(logs):
+        block = min((b for b in range(len(blocks)) if len(blocks[b]) < width), key=lambda b: (sums[b], b))
+        blocks[block].append(direction)
+        sums[block] += log - shift
+    return torch.tensor([direction for block in blocks for direction in block])
+
+
+def coded_error(gains: Tensor, stages: Sequence[StageSpec]) -> float:
+    """Expected squared error of short rows whose directions have these gains, coded in balanced blocks.
+
+    A partial stage is taken to serve the rows that weigh; its distortion multiplies.
+    """
+    width = stages[0].width
+    blocks = gains[balanced(gains, width)].clamp_min(1e-30).view(-1, width)
+    share = 1.0
+    for stage in stages:
+        share *= distortion(stage.width, stage.words)
+    normal = width * blocks.log().mean(1).exp() * share
+    return float(torch.minimum(normal, blocks.sum(1)).sum())

@@ -1,0 +1,93 @@
+"""Coding a table: short rows of falling weight, turned so that every sub-vector carries as much, then k-means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewfold.linalg.subvectors import Coded, fit_codes
+from fewfold.linalg.tables import CHUNK_ROWS, TableDirections, row_weighted_directions, smoothed_counts
+from fewfold.methods.subvector_codes.sizes import balanced, coded_error, settings, stages_of
+from fewfold.stored.stages import StageSpec
+
+OUTPUT_DAMPING = 1.0  # share of the mean eigenvalue that is added to the metric at a table's output
+RIDGE = 1e-3  # pull of the refitted map towards the directions, as a share of the mean energy
+
+
+@dataclass(frozen=True)
+class ShortRows:
+    """What is known of a table before a size is chosen.
+
+    :param directions: of its rows, the first ones weighing most.
+    :param weights: of the rows, ``(vocab,)``.
+    :param unit: what makes errors comparable with those of other targets.
+    """
+
+    directions: TableDirections
+    weights: Tensor
+    unit: float
+
+
+def short_rows(table: Tensor, counts: Tensor | None, metric: Tensor | None, power: float) -> ShortRows:
+    """The directions of a table's weighted covariance.
+
+    :param counts: ``(vocab,)`` how often each row was looked up, or None.
+    :param metric: ``(dim, dim)``, ``E[g gᵀ]`` of gradients at its output, or None.
+    """
+    weights = torch.ones(len(table), dtype=torch.float64) if counts is None else smoothed_counts(counts).pow(power)
+    weights = weights / weights.sum()
+    directions = row_weighted_directions(table, weights, metric, OUTPUT_DAMPING)
+    unit = 1.0 if metric is not None else 1.0 / max(float(directions.gains.sum()), torch.finfo(torch.float64).tiny)
+    return ShortRows(directions, weights, unit)
+
+
+def table_error(short: ShortRows, chosen: Mapping[str, Any]) -> float:
+    """The expected error of a size: directions that are cut off, and what coding loses of the others."""
+    rank, gains = chosen["rank"], short.directions.gains
+    return (coded_error(gains[:rank], stages_of(chosen)) + float(gains[rank:].sum())) * short.unit
+
+
+def fit_table(table: Tensor, short: ShortRows, chosen: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
+    """Codes, codebooks and the map back.
+
+    :return: tensors by their name in the module.
+    """
+    stages, rank = stages_of(chosen), chosen["rank"]
+    order = balanced(short.directions.gains[:rank], stages[0].width)
+    latents = short.directions.coordinates(table, order)
+    coded = fit_codes(latents, stages, None, short.weights, chosen["scales"], seed=seed, in_place=True)
+    back, mean = _map_back(table, coded, short, order)
+    return {"up.weight": back.T, "up.bias": mean, **coded.tensors("coded.")}
+
+
+def _map_back(table: Tensor, coded: Coded, short: ShortRows, order: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted least-squares map from what the codes say to the rows, ``(rank, dim)``, and its constant."""
+    rank, mean = len(order), short.directions.mean
+    inner = torch.zeros(rank + 1, rank + 1, dtype=torch.float64)
+    cross = torch.zeros(rank + 1, table.shape[1], dtype=torch.float64)
+    for start in range(0, len(table), CHUNK_ROWS):
+        run = slice(start, start + CHUNK_ROWS)
+        said = coded.rows(torch.arange(len(table))[run], rank)
+        known = torch.nn.functional.pad(said, (0, 1), value=1.0)
+        weighted = (known * short.weights[run].float()[:, None]).T
+        inner += (weighted @ known).double()
+        cross += (weighted @ (table[run].float() - mean.float())).double()
+    strength = RIDGE * inner.diagonal()[:-1].mean() * torch.eye(rank + 1, dtype=torch.float64)
+    strength[-1, -1] = 0.0
+    wanted = torch.nn.functional.pad(short.directions.back[order], (0, 0, 0, 1))
+    back = torch.linalg.solve(inner + strength, cross + strength @ wanted)
+    return back[:-1], mean + back[-1]
+
+
+def table_settings(
+    width: int, words: int, rank: int, frequent: int | None, shared: bool, scales: bool
+) -> dict[str, Any]:
+    """The settings of fixed values."""
+    stages = [StageSpec(width, words, shared)]
+    if frequent is not None:
+        stages.append(StageSpec(max(1, width // 2), words, shared, frequent))
+    return {**settings(stages, scales), "rank": rank, "mean_row": True}
