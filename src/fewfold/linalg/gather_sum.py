@@ -83,6 +83,8 @@ class GatherSum:
     def __call__(self, values: Tensor) -> Tensor:
         """``(size, batch)`` to ``(rows, batch)``."""
         batch = values.shape[1]
+        if batch == 0:
+            return values.new_zeros(self.shape[0], 0)
         if batch <= SPARSE_BATCH and self._sparse_runs(values):
             ones = self._sparse(values.dtype)
             return torch.mv(ones, values[:, 0])[:, None] if batch == 1 else torch.mm(ones, values)
