@@ -21,7 +21,9 @@ CACHED = 0.05  # or from the cache,
 CACHE_NUMBERS = 2**20  # where it has at most so many numbers
 MULTIPLIED = 0.02  # a multiply-accumulate
 GATHERED = 2.0  # a look-up,
-ADDED = 0.15  # and each of the batch's numbers that it adds
+ADDED = 0.15  # and each of the batch's numbers that it adds,
+ADDED_FAR = 0.45  # where the partial products of a large batch have left the near cache
+FAR_BATCH = 64
 ASSEMBLED = 1.0  # a number of a rebuilt weight
 
 
@@ -30,6 +32,7 @@ def chain_is_cheaper(batch: int, weights: int, products: int, gathers: int, kept
 
     Both are reckoned in nanoseconds: ``products · (read + batch · MULTIPLIED) + gathers · (GATHERED + batch · ADDED)``
     against ``weights · (read + batch · MULTIPLIED)``, and the assembly where the weight is not kept between calls.
+    Above ``FAR_BATCH`` an addition costs ``ADDED_FAR``.
 
     :param batch: rows that are multiplied.
     :param weights: numbers of the rebuilt weight.
@@ -42,7 +45,8 @@ def chain_is_cheaper(batch: int, weights: int, products: int, gathers: int, kept
         read = STREAMED if numbers > CACHE_NUMBERS else CACHED
         return numbers * (read + batch * MULTIPLIED)
 
-    chain = multiply(products) + gathers * (GATHERED + batch * ADDED)
+    added = ADDED if batch <= FAR_BATCH else ADDED_FAR
+    chain = multiply(products) + gathers * (GATHERED + batch * added)
     return chain < multiply(weights) + (0.0 if kept else weights * ASSEMBLED)
 
 
@@ -83,6 +87,8 @@ class GatherSum:
     def __call__(self, values: Tensor) -> Tensor:
         """``(size, batch)`` to ``(rows, batch)``."""
         batch = values.shape[1]
+        if batch == 0:
+            return values.new_zeros(self.shape[0], 0)
         if batch <= SPARSE_BATCH and self._sparse_runs(values):
             ones = self._sparse(values.dtype)
             return torch.mv(ones, values[:, 0])[:, None] if batch == 1 else torch.mm(ones, values)

@@ -105,14 +105,17 @@ class CodedMatrix(CodedState):
         total: Tensor | None = None
         for index, stage in enumerate(self.stages):
             codes = self.codes(index)
+            if not len(codes):
+                continue
             if stage.rows is None:
                 part = self.words(index, F.embedding(ids, codes))
             else:
-                place = F.embedding(ids, self._place(stage)[:, None])[..., 0]
-                found = F.embedding(place, F.pad(codes, (0, 0, 0, 1)))
+                place = F.embedding(ids, self.order()[:, None])[..., 0].long()
+                found = F.embedding(place.clamp(max=len(codes) - 1), codes)
                 part = self.words(index, found) * (place < len(codes))[..., None]
             total = part if total is None else total + part
-        assert total is not None
+        if total is None:
+            total = self._book(0).new_zeros(*ids.shape, self.columns)
         return total if self.scales is None else total * F.embedding(ids, self.scales[:, None])
 
     def attend(self, hidden_states: Tensor) -> Tensor:

@@ -1,0 +1,111 @@
+"""Full-vocabulary logits from a coded table: partial dot products against the dense product, on two cores.
+
+Random codes and words (speed does not depend on them), V = 33,278, fp32, all contenders of a shape in turns. ``codes``
+never assembles the table; ``rebuilt`` assembles it at every call, as training does; ``dense`` is ``F.linear(h, E)``.
+Fewer numbers: those of the table over words and codes together, a code counted as one number; fewer bytes: of fp32 on
+disk.
+
+    python benchmarks/head_speed.py
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common import check, publish_checks
+from torch import Tensor
+from torch.nn import functional as F
+
+from fewfold.progress import track
+from fewfold.stored.codes import CodedMatrix
+from fewfold.stored.stages import StageSpec
+
+ROWS, THREADS = 33278, 2
+WIDTHS, BATCHES = (512, 1024), (1, 32, 256)
+FORMATS = {"32 × 1,024": StageSpec(32, 1024), "64 × 1,024": StageSpec(64, 1024), "64 × 256": StageSpec(64, 256)}
+JUDGED, ASKED = "64 × 1,024", {1: 12.0, 32: 10.0, 256: 4.5}
+REPEATS = {1: 40, 32: 20, 256: 10}
+
+
+def timed(runs: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of every run, interleaved, after three rounds to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(repeats + 3):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if number >= 3:
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def shape(columns: int, batch: int) -> list[dict[str, Any]]:
+    """The rows of one hidden size and batch."""
+    states, dense = torch.randn(batch, columns), torch.randn(ROWS, columns)
+    runs: dict[str, Callable[[], Tensor]] = {"dense": lambda: F.linear(states, dense)}
+    facts: dict[str, dict[str, float]] = {"dense": {"fewer numbers": 1.0, "fewer bytes": 1.0, "error": 0.0}}
+    for name, stage in FORMATS.items():
+        coded = CodedMatrix(ROWS, columns, [stage])
+        coded.reset_parameters()
+        wanted, found = F.linear(states, coded()), coded(states)
+        facts[name] = {
+            "fewer numbers": ROWS * columns / (stage.codebook_numbers(columns) + coded.gathers),
+            "fewer bytes": ROWS * columns * 4 / coded.bytes,
+            "error": float((found - wanted).norm() / wanted.norm()),
+        }
+        runs[name] = lambda coded=coded: coded(states)  # type: ignore[misc]
+        if name == JUDGED:
+            runs["rebuilt"] = lambda coded=coded: F.linear(states, coded())  # type: ignore[misc]
+    facts["rebuilt"] = facts[JUDGED]
+    times = timed(runs, REPEATS[batch])
+    rows, reference = [], statistics.median(times["dense"])
+    for name, values in times.items():
+        quarters = statistics.quantiles(values, n=4, method="inclusive")
+        median = statistics.median(values)
+        rows.append(
+            {
+                "hidden": columns, "batch": batch, "name": name, **facts[name], "median": median, "low": quarters[0],
+                "high": quarters[2], "least": min(values), "faster": reference / median,
+                "faster at best": min(times["dense"]) / min(values),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    """Every shape, the claims, and the table."""
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    load = os.getloadavg()[0]
+    shapes = [(columns, batch) for columns in WIDTHS for batch in BATCHES]
+    with torch.inference_mode():
+        rows = [row for pair in track(shapes, "shapes") for row in shape(*pair)]
+    checks = []
+    for row in (row for row in rows if row["name"] == JUDGED):
+        what = f"codes of {JUDGED}, H = {row['hidden']}, batch {row['batch']}"
+        checks.append(check(f"{what}: times faster than dense", row["faster"], ASKED[row["batch"]], digits=1))
+        checks.append(check(f"{what}: relative error", row["error"], 1e-5, at_least=False, digits=8))
+    lines = [
+        f"Load average of the machine when the run began: {load:.1f} (anything else that runs slows two threads down).",
+        "", "| H | batch | contender (width × words) | fewer numbers | fewer bytes | ms | faster | at best |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in rows:
+        name = row["name"] if row["name"] != "rebuilt" else f"rebuilt from {JUDGED}"
+        lines.append(
+            f"| {row['hidden']} | {row['batch']} | {name} | {row['fewer numbers']:.1f}× | {row['fewer bytes']:.1f}× | "
+            f"{row['median']:.2f} ({row['low']:.2f}–{row['high']:.2f}) | {row['faster']:.1f}× | "
+            f"{row['faster at best']:.1f}× |"
+        )
+    extra = {"threads": THREADS, "load": load, "judged": JUDGED, "rows": rows}
+    publish_checks("head_speed", "Logits from coded tables", checks, extra, [*lines, ""])
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
