@@ -55,6 +55,8 @@ class Products(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func._overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.linear):
             self.count += 1
+        elif func._overloadpacket is torch.ops.aten.matmul:  # whole in inference mode
+            self.count += args[1].dim() == 2
         return func(*args, **(kwargs or {}))
 
 
@@ -358,6 +360,68 @@ def test_what_is_kept_follows_every_change(config, form, ids):
         leaf.weight.data.mul_(1.5)
         model.train().eval()
         check()
+
+
+@pytest.mark.parametrize("form", ["chained", "folded", "rebuilt"])
+def test_kept_biases_follow_every_change(form):
+    """One of three readers has no bias at first; biases are written into, exchanged, taken away and given."""
+    plain = bert()
+    plain.encoder.layer[0].attention.self.key.bias = None
+    model = fewfold.set_form(fewfold.compress(plain, FACTORED[0]), form)
+    layer = model.encoder.layer[0]
+    attention = layer.attention.self
+    members = [attention.query, attention.key, attention.value, layer.intermediate.dense, layer.output.dense]
+    changes = [
+        lambda: members[0].bias.add_(0.5),
+        lambda: setattr(members[2], "bias", torch.nn.Parameter(torch.full((16,), 0.3))),
+        lambda: setattr(members[2], "bias", None),
+        lambda: setattr(members[1], "bias", torch.nn.Parameter(torch.linspace(-1, 1, 16))),
+        lambda: members[3].bias.sub_(0.4),
+        lambda: members[4].bias.add_(torch.linspace(0, 1, 16)),
+    ]
+    states = torch.randn(2, 3, 16)
+    inputs = [states, states, states, torch.randn(2, 3, 16), torch.randn(2, 3, 64)]
+    with torch.no_grad():
+        for change, changed in zip(changes, (0, 2, 2, 1, 3, 4), strict=True):
+            before = [member(given) for member, given in zip(members, inputs, strict=True)]
+            change()
+            after = [member(given) for member, given in zip(members, inputs, strict=True)]
+            for number, (member, given, found) in enumerate(zip(members, inputs, after, strict=True)):
+                expected = given @ member.assembled_weight().t()
+                expected = expected if member.bias is None else expected + member.bias
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+                assert (float((found - before[number]).abs().max()) > 0.1) is (number == changed)
+
+
+def test_a_factor_is_laid_out_once_and_forgotten(ids):
+    model = shared(form="folded")
+    (store,) = stores_of(model).values()
+    with torch.no_grad():
+        run(model, ids)
+        laid = {name: kept for name, (_, kept) in store._kept.items()}
+        assert set(laid) == {"left", "right"}  # the first feed-forward weight reads with the other one
+        for name, kept in laid.items():
+            torch.testing.assert_close(kept, store.factors[name].weight.t(), rtol=0, atol=0)
+        model.encoder.layer[0].attention.self.query.bias.add_(1)
+        run(model, ids)
+        assert all(store._kept[name][1] is kept for name, kept in laid.items())
+    model.eval()
+    assert not store._kept
+
+
+def test_a_hook_between_readers_changes_how_the_rest_runs():
+    """What a prepared member read has a column of ones: a member that runs unprepared in the same pass reads anew."""
+    model = shared(form="chained")
+    attention = model.encoder.layer[0].attention.self
+    (store,) = stores_of(model).values()
+    states = torch.randn(1, 3, 16)
+    with torch.no_grad():
+        expected = attention.key(states), attention.value(states)
+        attention.query(states)
+        handle = store.register_forward_hook(lambda module, args, output: None)
+        torch.testing.assert_close(attention.value(states), expected[1])
+        handle.remove()
+        torch.testing.assert_close(attention.key(states), expected[0])
 
 
 def test_two_threads_at_once(ids):

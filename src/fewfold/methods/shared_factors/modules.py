@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from fewfold.methods.slices.layout import Cut
 from fewfold.methods.slices.modules import SlicedLinear, SliceStore, reads_rows, whole, write
-from fewfold.methods.slices.prepared import Step
+from fewfold.methods.slices.prepared import Seen
+from fewfold.methods.slices.products import Step, bias_below, product, product_and_one, product_plus
 from fewfold.stored import StoredDtype, StoredMatrix
 from fewfold.surgery.targets import Target
 
@@ -108,32 +109,37 @@ class FactorStore(SliceStore):
 
     def prepare(self, member: SlicedLinear, form: str) -> tuple[Step, Step]:
         """Cores mixed and, folded, multiplied with the writing factor once."""
-        cut, reader, writer = member.cut, whole(self._reader(member)).detach(), whole(self._writer(member)).detach()
-
-        def read(hidden_states: Tensor) -> Tensor:
-            return F.linear(hidden_states, reader)
-
-        def read_blocks(hidden_states: Tensor) -> Tensor:
-            return _joined(F.linear(_in_blocks(hidden_states, cut.tiles), reader))
-
+        tiles, tiled, bias = member.cut.tiles, member.cut.tiled, member.bias
+        reader, writer = self._laid(self._reader_name(member)), whole(self._writer(member)).detach()
+        if tiled == "in":
+            core = self._flat_core(member).contiguous()
+            read, cored, written = product(reader), product(core), product_plus(writer, bias)
+            return lambda states: _joined(read(_in_blocks(states, tiles))), lambda states: written(cored(states))
+        ones = member.reading.biased and reader.device.type == "cpu"
+        read = product_and_one(reader) if ones else product(reader)
         if form == "folded":
-            folded = self.folded(member).t()
-            return read, lambda states: F.linear(states, folded, member._parameters["bias"])
-        core, written = self._flat_core(member).t(), writer.t()
-        if cut.tiled != "out":
-            reading = read_blocks if cut.tiled == "in" else read
-            return reading, lambda states: F.linear(F.linear(states, core), written, member._parameters["bias"])
+            folded = self.folded(member)
+            return read, product(bias_below(folded, bias)) if ones else product_plus(folded, bias)
+        core = bias_below(self._flat_core(member), None) if ones else self._flat_core(member).contiguous()
+        cored = product(core)
+        if tiled is None:
+            written = product_plus(writer, bias)
+            return read, lambda states: written(cored(states))
+        written = product(writer)
+        return read, lambda states: _plus(_joined(written(_in_blocks(cored(states), tiles))), bias)
 
-        def finish_blocks(states: Tensor) -> Tensor:
-            cored = _in_blocks(F.linear(states, core), cut.tiles)
-            return _plus(_joined(F.linear(cored, written)), member._parameters["bias"])
-
-        return read, finish_blocks
+    def _laid(self, factor: str) -> Tensor:
+        """A factor as ``(width, rank)``, laid out once for all members and kept while it does not change."""
+        matrix = whole(self.factors[factor])
+        kept = self._kept.get(factor)
+        if kept is None or not kept[0].holds(matrix):
+            kept = self._kept[factor] = Seen(matrix), matrix.detach().t().contiguous()
+        return kept[1]
 
     def folded(self, member: SlicedLinear) -> Tensor:
         """Cores times the writing factor, ``(reading rank, out)``."""
         folded = write(self._writer(member), self.core(member))  # (tiles, reading rank, width)
-        return folded.transpose(0, 1).flatten(1).contiguous()  # rows by rank: twice as fast for few tokens
+        return folded.transpose(0, 1).flatten(1)
 
     def slices(self, member: SlicedLinear) -> Tensor:
         """``U · Σ_i · V``, ``(tiles, rows, columns)``."""

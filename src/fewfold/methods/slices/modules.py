@@ -13,7 +13,8 @@ from fewfold.assembled import AssembledLinear, must_be_called
 from fewfold.errors import TargetError
 from fewfold.methods.factors import matrix_of
 from fewfold.methods.slices.layout import Cut, join_slices
-from fewfold.methods.slices.prepared import Prepared, Step, can_prepare
+from fewfold.methods.slices.prepared import Prepared, Seen, can_prepare
+from fewfold.methods.slices.products import Step
 from fewfold.methods.slices.reading import Reading
 from fewfold.store import Store
 from fewfold.stored import StoredMatrix
@@ -26,12 +27,25 @@ class SliceStore(Store):
     def __init__(self) -> None:
         super().__init__()
         self._readings: dict[tuple[Any, ...], Reading] = {}
+        self._kept: dict[str, tuple[Seen, Tensor]] = {}  # layouts that members have in common
+
+    def forget(self) -> None:
+        """Let go of what was kept for members that keep their steps."""
+        self._kept.clear()
+
+    def train(self, mode: bool = True) -> Any:
+        """As every module's; what was kept is forgotten."""
+        self.forget()
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_kept": {}}
 
     def join(self, member: SlicedLinear, family: str) -> Reading:
         """The reading that a new member shares with the rest of its family."""
         key = (family, member.bank, member.cut.rows, member.cut.tiled == "in", member.in_features)
         reading = self._readings.setdefault(key, Reading())
-        reading.join(member.name)
+        reading.join(member.name, member.bias is not None)
         return reading
 
     def check_member(self, target: Target, bank: str, first: int, cut: Cut) -> None:
@@ -146,7 +160,7 @@ class SlicedLinear(AssembledLinear):
         if prepared is not None:
             if prepared.read is None:
                 return prepared.finish(hidden_states)
-            return prepared.finish(self.reading.take(self.name, hidden_states, prepared.read))
+            return prepared.finish(self.reading.take(self.name, hidden_states, prepared.read, True))
         if self.running_form == "rebuilt":
             return F.linear(hidden_states, self.rebuilt_weight(), self.bias)
         return self.store(hidden_states, self)
@@ -183,6 +197,7 @@ class SlicedLinear(AssembledLinear):
     def train(self, mode: bool = True) -> Any:
         """As every module's; what was kept is forgotten."""
         self._prepared = None
+        self.store.forget()
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fewfold.assembled import must_be_called
+from fewfold.methods.slices.products import Step
 from fewfold.stored import StoredMatrix
 
 if TYPE_CHECKING:
     from fewfold.methods.slices.modules import SlicedLinear
 
-Step = Callable[[Tensor], Tensor]
+
+class Seen:
+    """A tensor as it was. Writes through ``.data`` are invisible to this."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.pointer = tensor, tensor.data_ptr()
+        self.version = None if tensor.is_inference() else tensor._version
+
+    def holds(self, tensor: Tensor | None) -> bool:
+        """Whether this is the very same tensor, unchanged."""
+        return (
+            tensor is self.tensor
+            and tensor.data_ptr() == self.pointer
+            and (self.version is None or tensor._version == self.version)
+        )
 
 
 class Prepared:
     """The steps of one module on the tensors that it was prepared with, and what has to stay as it was for them.
 
     Checking is cheap, as it happens at every call: the same leaves with the same, unchanged weights, no hooks, no
-    gradients, the same autocast, the same wish of a form.
+    gradients, the same bias, the same autocast, the same wish of a form.
 
     :param read: from the input to what a family shares, or None where nothing is shared.
     :param finish: from that to the output.
@@ -32,29 +46,28 @@ class Prepared:
         self.form, self.members = member.form, len(member.reading.members)
         self.autocast = _autocast()
         self.store = member.store
-        self.guards: list[tuple[Any, ...]] = []
-        for owner, name, leaf in member.store.places(member.bank):
-            weight = leaf._parameters["weight"]
-            assert weight is not None
-            version = None if weight.is_inference() else weight._version
-            self.guards.append((owner._modules, name, leaf, leaf._parameters, weight, weight.data_ptr(), version))
+        self.leaves = [(owner._modules, name, leaf) for owner, name, leaf in member.store.places(member.bank)]
+        held = [(leaf._parameters, "weight") for _, _, leaf in self.leaves] + [(member._parameters, "bias")]
+        self.no_bias = member.bias is None
+        self.tensors = [
+            (parameters, name, Seen(tensor)) for parameters, name in held if (tensor := parameters[name]) is not None
+        ]
 
     def holds(self, member: SlicedLinear) -> bool:
         """Whether the steps are still right."""
         if self.form != member.form or torch.is_grad_enabled() or self.autocast != _autocast():
             return False
-        for modules, name, leaf, parameters, weight, pointer, version in self.guards:
-            if (
-                modules[name] is not leaf
-                or parameters["weight"] is not weight
-                or (version is not None and weight._version != version)
-                or weight.data_ptr() != pointer
-                or leaf._forward_hooks
-                or leaf._forward_pre_hooks
-                or "forward" in leaf.__dict__
-            ):
+        for modules, name, leaf in self.leaves:
+            if modules[name] is not leaf or has_hooks(leaf):
                 return False
-        return not has_hooks(self.store) and self.members == len(member.reading.members)
+        for parameters, name, seen in self.tensors:
+            if not seen.holds(parameters[name]):
+                return False
+        return (
+            self.no_bias is (member._parameters["bias"] is None)
+            and not has_hooks(self.store)
+            and self.members == len(member.reading.members)
+        )
 
 
 def can_prepare(member: SlicedLinear) -> bool:

@@ -17,7 +17,7 @@ class _Held:
         self.input: Tensor | None = None
         self.product: Tensor | None = None
         self.takers: tuple[str, ...] = ()
-        self.state: tuple[int | None, bool, bool] | None = None
+        self.state: tuple[int | None, bool, bool, bool] | None = None
 
 
 class _PerThread(threading.local):
@@ -34,25 +34,33 @@ class Reading:
 
     def __init__(self) -> None:
         self.members: tuple[str, ...] = ()
+        self.biased = False
         self._eager = _PerThread()
         self._traced = _Held()
 
-    def join(self, member: str) -> None:
-        """Count a member in."""
+    def join(self, member: str, biased: bool = False) -> None:
+        """Count a member in; ``biased`` is set for the family where one of them adds a bias."""
+        self.biased = self.biased or biased
         if member not in self.members:
             self.members = (*self.members, member)
 
-    def take(self, member: str, hidden_states: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """``compute(hidden_states)``, or what another member computed from the same tensor in this pass."""
+    def take(
+        self, member: str, hidden_states: Tensor, compute: Callable[[Tensor], Tensor], prepared: bool = False
+    ) -> Tensor:
+        """``compute(hidden_states)``, or what another member computed from the same tensor in this pass.
+
+        :param prepared: whether ``compute`` is a prepared step: only those share with each other (see ``products``).
+        """
         if len(self.members) < 2:
             return compute(hidden_states)
-        state: tuple[int | None, bool, bool]
+        state: tuple[int | None, bool, bool, bool]
         if torch.compiler.is_compiling():
-            held, state = self._traced, (None, False, False)
+            held, state = self._traced, (None, False, False, prepared)
         else:
             held = self._eager.held
             version = None if hidden_states.is_inference() else hidden_states._version
-            state = (version, torch.is_grad_enabled(), torch.is_autocast_enabled(hidden_states.device.type))
+            autocast = torch.is_autocast_enabled(hidden_states.device.type)
+            state = (version, torch.is_grad_enabled(), autocast, prepared)
         if held.input is hidden_states and member not in held.takers and held.state == state:
             product = held.product
             assert product is not None
@@ -65,16 +73,15 @@ class Reading:
         return product
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Reading:
-        copied = Reading()
-        copied.members = self.members
+        copied = _reading(self.members, self.biased)
         memo[id(self)] = copied
         return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reading, (self.members,)
+        return _reading, (self.members, self.biased)
 
 
-def _reading(members: tuple[str, ...]) -> Reading:
+def _reading(members: tuple[str, ...], biased: bool) -> Reading:
     reading = Reading()
-    reading.members = members
+    reading.members, reading.biased = members, biased
     return reading

@@ -14,7 +14,7 @@ from fewfold.linalg.tensor_train import train_ranks
 from fewfold.methods.shared_factors.modules import mix_form
 from fewfold.methods.slices.layout import Cut
 from fewfold.methods.slices.modules import SlicedLinear, SliceStore, reads_rows, whole
-from fewfold.methods.slices.prepared import Step
+from fewfold.methods.slices.products import Step
 from fewfold.stored import StoredDtype, StoredMatrix
 from fewfold.surgery.targets import Target
 
