@@ -5,7 +5,8 @@ reaches ``mean(1 − cos) = 1 − mean_i |P u_i|`` at best, with ``u_i`` the row
 of ``Σ u_i u_iᵀ`` maximise ``mean |P u_i|²`` instead, and are where the search starts. Each step then takes
 ``G = Σ_i f_i u_i z_iᵀ / |z_i|`` with ``z_i = Wᵀ u_i``, and its polar factor as the next ``W``: the norm is convex, so
 its tangent bounds it from below, and the best ``W`` for the tangents never makes the sum smaller. A row ``b`` that
-is added to every reconstruction joins the same step as one more column of fixed length, orthogonal to the others.
+is added to every reconstruction joins the same step as one more column, orthogonal to the others, whose length is
+searched. As the latents stay ``Wᵀ e_i``, the sum could fall then: the search ends before it does.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from fewfold.progress import track
 
 CHUNK = 4096  # rows that are multiplied at once
 SHOWN_FROM = 1e10  # multiply-accumulates of all steps together, from which progress is shown
+LENGTHS = (0.0, 0.125, 0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0)  # tried for a mean row, times the one before
 SHORT_ROW = 0.5  # the start weighs rows below this share of the mean length as if they had it
 
 
@@ -107,25 +109,31 @@ def direction_subspace(
     if not 1 <= rank <= dim:
         raise ValueError(f"rank={rank}: rows of {dim} numbers take 1…{dim}")
     start = _start(rows, mean_row)
-    basis, offset = start.vectors[:, :rank].contiguous(), None
-    if start.mean_row is not None:
-        offset = start.mean_row - basis @ (basis.T @ start.mean_row)
+    columns, length = start.vectors[:, :rank].contiguous(), None
     if rank == dim or not rows.count:
-        return Directions(basis, offset, (1.0 if rows.count else 0.0,))
-    cosine, ascent = rows.ascent(basis, offset)
-    cosines = [cosine]
+        return Directions(columns, None if not mean_row else torch.zeros_like(columns[:, 0]), (float(rows.count > 0),))
+    if start.mean_row is not None:
+        rest = start.mean_row - columns @ (columns.T @ start.mean_row)
+        length = float(rest.norm())
+        columns = torch.cat([columns, rest[:, None] / max(length, torch.finfo(torch.float64).tiny)], dim=1)
+    cosine, length, ascent = rows.ascent(columns, length)
+    best, cosines = (columns, length), [cosine]
     work = 2.0 * rows.count * dim * rank * iterations
     steps = range(iterations)
     for _ in track(steps, f"directions of rank {rank}") if work > SHOWN_FROM else steps:
-        new_basis, new_offset = _polar(ascent, None if offset is None else float(offset.norm()))
-        cosine, ascent = rows.ascent(new_basis, new_offset)
-        if cosine < cosines[-1]:  # within rounding; with a mean row, whose latents are tied, also past the optimum
+        left, _, right = torch.linalg.svd(ascent, full_matrices=False)
+        columns = left @ right
+        cosine, length, ascent = rows.ascent(columns, length)
+        if cosine < cosines[-1]:  # within rounding, unless there is a mean row
             break
-        basis, offset = new_basis, new_offset
+        best = columns, length
         cosines.append(cosine)
         if cosine - cosines[-2] <= tolerance * cosine:
             break
-    return Directions(basis, offset, tuple(cosines))
+    columns, length = best
+    if length is None:
+        return Directions(columns, None, tuple(cosines))
+    return Directions(columns[:, :-1].contiguous(), columns[:, -1] * length, tuple(cosines))
 
 
 class _Rows:
@@ -153,37 +161,43 @@ class _Rows:
         """``Σ g_i e_i e_iᵀ``, ``(dim, dim)`` float64."""
         dim = self.table.shape[1]
         gram = torch.zeros(dim, dim, dtype=torch.float64, device=self.table.device)
-        for part, weights in zip(self.table.split(CHUNK), row_weights.split(CHUNK), strict=True):
+        parts = list(zip(self.table.split(CHUNK), row_weights.split(CHUNK), strict=True))
+        big = float(self.table.numel()) * dim > SHOWN_FROM
+        for part, weights in track(parts, "directions of all rows") if big else parts:
             scaled = part.to(self.dtype) * weights.sqrt().to(self.dtype)[:, None]
             gram += scaled.T @ scaled
         return gram
 
-    def ascent(self, basis: Tensor, offset: Tensor | None) -> tuple[float, Tensor]:
+    def ascent(self, columns: Tensor, length: float | None) -> tuple[float, float | None, Tensor]:
         """The mean cosine at a subspace, and the matrix whose polar factor is the next one.
 
-        :return: the cosine, and ``Σ f_i u_i [z_i, |b|]ᵀ / |(z_i, b)|``: ``(dim, rank)`` and one column more with an
-            offset, float64.
+        :param columns: ``(dim, rank)``, and one more with a mean row: its direction.
+        :param length: of the mean row, or None without one.
+        :return: the cosine, the best length near the given one, and ``Σ f_i u_i [z_i, |b|]ᵀ / |[z_i, |b|]|``, float64.
         """
-        columns = basis if offset is None else torch.cat([basis, offset[:, None]], dim=1)
         narrow = columns.to(self.dtype)
-        length = 0.0 if offset is None else float(offset.norm())
-        total = torch.zeros((), dtype=torch.float64, device=self.table.device)
+        latents = torch.cat([part.to(self.dtype) @ narrow for part in self.table.split(CHUNK)])
+        pull = self.weights / self.lengths.clamp_min(torch.finfo(torch.float64).tiny)
+        if length is None:
+            norms = torch.linalg.vector_norm(latents, dim=1).double()
+            cosine = float(pull @ norms)
+        else:
+            own, along = latents[:, :-1].square().sum(1).double(), latents[:, -1].double()
+            tried = [(self._cosine(pull, own, along, length * factor), length * factor) for factor in LENGTHS]
+            cosine, length = max([(self._cosine(pull, own, along, length), length), *tried], key=lambda pair: pair[0])
+            norms = (own + length**2).sqrt()
+            latents[:, -1] = length
+        latents *= torch.where(norms > 0, pull / norms, 0.0).to(self.dtype)[:, None]
         ascent = torch.zeros_like(columns)
-        pull = (self.weights / self.lengths.clamp_min(torch.finfo(torch.float64).tiny)).to(self.dtype)
-        for part, weights in zip(self.table.split(CHUNK), pull.split(CHUNK), strict=True):
-            part = part.to(self.dtype)
-            latents = part @ narrow
-            agreement = torch.zeros_like(weights)
-            if offset is not None:
-                agreement = latents[:, -1].clone()
-                latents[:, -1] = length
-            norms = torch.linalg.vector_norm(latents, dim=1)
-            own = latents if offset is None else latents[:, :-1]
-            agreement += own.square().sum(1)
-            weights = torch.where(norms > 0, weights / norms, 0.0)
-            total += (weights.double() * agreement).sum()
-            ascent += part.T @ (latents * weights[:, None])
-        return float(total), ascent
+        for part, scaled in zip(self.table.split(CHUNK), latents.split(CHUNK), strict=True):
+            ascent += part.to(self.dtype).T @ scaled
+        return cosine, length, ascent
+
+    @staticmethod
+    def _cosine(pull: Tensor, own: Tensor, along: Tensor, length: float) -> float:
+        """``Σ f_i <u_i, b + W z_i> / |b + W z_i|``, from ``|z_i|²`` and ``<e_i, b> / |b|``."""
+        norms = (own + length**2).sqrt()
+        return float(torch.where(norms > 0, pull * (own + length * along) / norms, 0.0).sum())
 
 
 def _start(rows: _Rows, mean_row: bool) -> DirectionSpectrum:
@@ -199,12 +213,3 @@ def _start(rows: _Rows, mean_row: bool) -> DirectionSpectrum:
         gram -= relative.sum() * torch.outer(mean, mean)
     shares, vectors = eigh_descending(gram)
     return DirectionSpectrum(shares, vectors, mean)
-
-
-def _polar(ascent: Tensor, length: float | None) -> tuple[Tensor, Tensor | None]:
-    """The orthonormal columns nearest to ``ascent``; the last one, at its length, is the offset."""
-    left, _, right = torch.linalg.svd(ascent, full_matrices=False)
-    columns = left @ right
-    if length is None:
-        return columns, None
-    return columns[:, :-1].contiguous(), columns[:, -1] * length
