@@ -15,7 +15,7 @@ from fewfold.linalg.direction_loss import direction_loss
 from fewfold.linalg.tables import smoothed_counts
 from fewfold.methods.base import Unit
 from fewfold.methods.embedding_autoencoder.modules import AutoencoderEmbedding
-from fewfold.methods.embedding_autoencoder.training import table_loss, train
+from fewfold.methods.embedding_autoencoder.training import train
 from fewfold.methods.registry import method_named
 from fewfold.recipe import Recipe
 from fewfold.surgery.targets import Target
@@ -47,7 +47,9 @@ def filled(rows=11, dim=6, rank=3, seed=0, **fields):
     return module
 
 
-@pytest.mark.parametrize(("rank", "numbers", "times"), [(300, 9387768, 2.497), (150, 4694268, 4.994), (75, 2347518, 9.985)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rank", "numbers", "times"), [(300, 9387768, 2.497), (150, 4694268, 4.994), (75, 2347518, 9.985)]
+)
 def test_bert_base_has_the_published_numbers(rank, numbers, times):
     unit = unit_of(30522, 768, rank=rank)
     cost = METHOD.cost(unit, METHOD.fixed(unit))
@@ -212,112 +214,14 @@ def test_rows_weigh_by_token_counts(power):
 
 
 def test_without_texts_counts_are_asked_for_and_auto_weighs_alike():
-    with pytest.raises(CalibrationError, match="word_embeddings was never looked up"), pytest.warns(UserWarning):
+    alone = pytest.warns(UserWarning, match="fitted to their weights alone")
+    with pytest.raises(CalibrationError, match="word_embeddings was never looked up"), alone:
         compress(make("bert"), EmbeddingAutoencoder(rank=4, weighting="counts"))
-    with pytest.warns(UserWarning, match="fitted to their weights alone"):
+    with alone:
         model = compress(make("bert"), EmbeddingAutoencoder(rank=4))
     alike = compress(make("bert"), EmbeddingAutoencoder(rank=4, weighting="none"))
     torch.testing.assert_close(outputs(model, "bert"), outputs(alike, "bert"), rtol=0, atol=0)
     assert METHOD.calibrates(unit_of(9, 4, solver="published")) == "nothing"
-
-
-def naive_training(table, rank, epochs, batch, activation):
-    """The recipe in numpy float64, gradients by hand."""
-    generator = torch.Generator().manual_seed(1)
-    dim = table.shape[1]
-
-    def uniform(*shape, fan_in):
-        return (2 * torch.rand(shape, generator=generator) - 1).double().numpy() / np.sqrt(fan_in)
-
-    p = [uniform(rank, dim, fan_in=dim), uniform(rank, fan_in=dim), uniform(dim, rank, fan_in=rank)]
-    p.append(uniform(dim, fan_in=rank))
-    first, second, step = [np.zeros_like(t) for t in p], [np.zeros_like(t) for t in p], 0
-    for epoch in range(epochs):
-        rate, exponent = 1e-3 * 0.5 ** (epoch // 4), max(1 - 0.9 * epoch / 20, 0.1)
-        order = torch.randperm(len(table), generator=generator).numpy()
-        for start in range(0, len(order), batch):
-            x = table[order[start : start + batch]]
-            before_z = x @ p[0].T + p[1]
-            z = np.where(before_z > 0, before_z, np.expm1(before_z)) if activation == "elu" else before_z
-            before_y = z @ p[2].T + p[3]
-            y = np.where(before_y > 0, before_y, np.expm1(before_y)) if activation == "elu" else before_y
-            x_norm, y_norm = (np.linalg.norm(t, axis=1, keepdims=True) for t in (x, y))
-            cosine = (x * y).sum(1, keepdims=True) / (x_norm * y_norm)
-            grad = -0.9975 / 5 / len(x) * (x / (x_norm * y_norm) - cosine * y / y_norm**2)
-            off = y - x
-            grad += 0.0025 / x.size * exponent * (np.abs(off) + 1e-10) ** (exponent - 1) * np.sign(off)
-            grad = grad * np.where(before_y > 0, 1, np.exp(before_y)) if activation == "elu" else grad
-            grad_z = grad @ p[2]
-            grad_z = grad_z * np.where(before_z > 0, 1, np.exp(before_z)) if activation == "elu" else grad_z
-            grads = [grad_z.T @ x, grad_z.sum(0), grad.T @ z, grad.sum(0)]
-            step += 1
-            for k in range(4):
-                first[k] = 0.9 * first[k] + 0.1 * grads[k]
-                second[k] = 0.999 * second[k] + 0.001 * grads[k] ** 2
-                update = first[k] / (1 - 0.9**step) / (np.sqrt(second[k] / (1 - 0.999**step)) + 1e-8)
-                p[k] = p[k] - rate * update
-    return p
-
-
-@pytest.mark.parametrize("activation", ["linear", "elu"])
-def test_training_is_the_published_recipe_step_by_step(activation):
-    table = table_of()
-    config = EmbeddingAutoencoder(
-        **PUBLISHED, rank=3, epochs=6, encoder_activation=activation, decoder_activation=activation,
-        validation=lambda made, left=iter(range(6, 0, -1)): next(left),
-    )  # fmt: skip
-    trained = train(table, 3, config)
-    assert trained.epoch == 5
-    expected = naive_training(table.double().numpy(), 3, 6, 32, activation)
-    for tensor, values in zip(trained.autoencoder.tensors.values(), expected, strict=True):
-        np.testing.assert_allclose(tensor.numpy(), values, atol=2e-5)
-
-
-def test_the_epoch_with_the_best_validation_is_kept():
-    seen = []
-
-    def validation(made):
-        seen.append(made)
-        return [3.0, 1.0, 2.0, 1.0][len(seen) - 1]
-
-    config = EmbeddingAutoencoder(**PUBLISHED, epochs=4, validation=validation)
-    trained = train(table_of(), 2, config)
-    assert (trained.epoch, trained.measures) == (1, (3.0, 1.0, 2.0, 1.0))
-    torch.testing.assert_close(trained.autoencoder.reconstruct(table_of()), seen[1], rtol=0, atol=0)
-    assert float((seen[1] - seen[3]).abs().max()) > 1e-4
-
-
-def test_without_validation_the_loss_of_the_whole_table_decides():
-    table, weights = table_of(), torch.linspace(0, 2, 70)
-    config = EmbeddingAutoencoder(**PUBLISHED, epochs=3)
-    for row_weights in (None, weights):
-        trained = train(table, 2, config, row_weights)
-        made = trained.autoencoder.reconstruct(table)
-        expected = float(direction_loss(made, table, 0.1, row_weights=row_weights))
-        assert min(trained.measures) == trained.measures[trained.epoch] == pytest.approx(expected, rel=1e-5)
-        assert table_loss(trained.autoencoder, table, row_weights) == pytest.approx(expected, rel=1e-5)
-    assert float((train(table, 2, config).autoencoder.reconstruct(table) - made).abs().max()) > 1e-5
-
-
-def test_training_can_start_at_the_svd():
-    table = table_of()
-    config = EmbeddingAutoencoder(**PUBLISHED, start="svd", epochs=1, learning_rate=1e-12)
-    tensors = train(table, 3, config).autoencoder.tensors
-    _, _, right = np.linalg.svd(table.double().numpy(), full_matrices=False)
-    np.testing.assert_allclose((tensors["decoder"] @ tensors["encoder"]).numpy(), right[:3].T @ right[:3], atol=1e-5)
-    assert float(tensors["encoder_bias"].abs().max()) < 1e-9
-    assert float(tensors["decoder_bias"].abs().max()) < 1e-9
-
-
-def test_training_repeats_under_its_seed_and_leaves_random_numbers_alone():
-    table, state = table_of(), torch.get_rng_state()
-    config = EmbeddingAutoencoder(**PUBLISHED, epochs=2)
-    with torch.no_grad():
-        first, second = (train(table, 2, config).autoencoder.reconstruct(table) for _ in range(2))
-    assert torch.equal(first, second)
-    assert torch.equal(torch.get_rng_state(), state)
-    other = train(table, 2, config.model_copy(update={"seed": 2})).autoencoder.reconstruct(table)
-    assert float((other - first).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("activation", ["linear", "elu"])
@@ -346,12 +250,6 @@ def test_the_closed_form_beats_the_training_in_its_own_loss():
         made = F.elu(made) if activation == "elu" else made
         ours = float(direction_loss(made.float(), table))
         assert ours < min(trained.measures) < 1.5 * ours
-
-
-def test_divergence_is_named():
-    config = EmbeddingAutoencoder(**PUBLISHED, epochs=1, learning_rate=1e30)
-    with pytest.raises(RecipeError, match=r"learning_rate=1e\+30.*words diverged"):
-        train(table_of(), 2, config, name="words")
 
 
 def test_wrong_values_are_named():
