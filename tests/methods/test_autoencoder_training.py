@@ -1,10 +1,16 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
-from fewfold import EmbeddingAutoencoder, RecipeError
+from fewfold import EmbeddingAutoencoder, RecipeError, compress
+from fewfold.calibration.statistics import NO_STATISTICS
 from fewfold.linalg.direction_loss import direction_loss
+from fewfold.methods.base import Unit
 from fewfold.methods.embedding_autoencoder.training import table_loss, train
+from fewfold.methods.registry import method_named
+from fewfold.surgery.targets import Target
+from tests.models import inputs, make
 
 PUBLISHED = {"solver": "published", "weighting": "none"}
 
@@ -119,3 +125,55 @@ def test_divergence_is_named():
     config = EmbeddingAutoencoder(**PUBLISHED, epochs=1, learning_rate=1e30)
     with pytest.raises(RecipeError, match=r"learning_rate=1e\+30.*words diverged"):
         train(table_of(), 2, config, name="words")
+
+
+@pytest.mark.parametrize("activation", ["linear", "elu"])
+def test_a_trained_table_is_what_was_trained(activation):
+    model = make("bert")
+    dense = model.embeddings.word_embeddings.weight.detach().clone()
+    config = EmbeddingAutoencoder(
+        **PUBLISHED, rank=4, epochs=2, encoder_activation=activation, decoder_activation=activation, mean_row=False
+    )
+    compress(model, config)
+    expected = train(dense, 4, config).autoencoder.reconstruct(dense)
+    table = model.embeddings.word_embeddings
+    torch.testing.assert_close(table.assembled_weight(), expected, rtol=1e-5, atol=1e-6)
+    assert table.mean_row is None
+
+
+def test_the_closed_form_beats_the_training_in_its_own_loss():
+    table = table_of(rows=200, dim=16)
+    for activation in ("linear", "elu"):
+        values = {**PUBLISHED, "start": "svd", "batch_rows": 16, "learning_rate": 3e-3}
+        config = EmbeddingAutoencoder(**values, decoder_activation=activation)
+        trained = train(table, 4, config)
+        target = Target("words", "words", "embedding", 200, 16)
+        unit = Unit("embedding_autoencoder", EmbeddingAutoencoder(decoder_activation=activation), (target,))
+        tensors = method_named("embedding_autoencoder").fit(
+            unit, {"rank": 4, "mean_row": True}, {"words": table}, NO_STATISTICS
+        )["words"]
+        made = tensors["latents.weight"] @ tensors["up.weight"].T + tensors["up.bias"]
+        made = F.elu(made) if activation == "elu" else made
+        ours = float(direction_loss(made.float(), table))
+        assert ours < min(trained.measures) < 1.5 * ours
+
+
+def test_a_validation_may_run_the_model_that_is_being_compressed():
+    model, seen = make("gpt2_lm"), []
+    weight = model.get_input_embeddings().weight
+    before = weight.detach().clone()
+    batch = {**inputs("gpt2_lm"), "labels": inputs("gpt2_lm")["input_ids"]}
+
+    def validation(table):
+        with torch.no_grad():
+            weight.copy_(table)
+            seen.append((float(model(**batch).loss), table.clone()))
+            weight.copy_(before)
+        return seen[-1][0]
+
+    config = EmbeddingAutoencoder(**PUBLISHED, rank=3, epochs=5, learning_rate=0.05, validation=validation)
+    compress(model, config)
+    assert len({loss for loss, _ in seen}) == 5
+    best = min(seen, key=lambda pair: pair[0])
+    torch.testing.assert_close(model.transformer.wte.assembled_weight(), best[1], rtol=1e-5, atol=1e-6)
+    assert float(model(**batch).loss.detach()) == pytest.approx(best[0], rel=1e-5)
