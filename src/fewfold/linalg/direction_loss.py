@@ -10,7 +10,7 @@ from torch import Tensor
 ANNEALED_EPOCHS = 20  # epochs over which the exponent falls
 LAST_EXPONENT = 0.1
 COSINE_SCALE = 5.0  # the cosine term's coefficient is divided by this
-SMALLEST_NORMS = 1e-6  # of the product of two norms: a row without direction has cosine 0 and no gradient
+SMALLEST_NORMS = 1e-6  # that a product of two norms is divided by
 SMALLEST_RESIDUAL = 1e-10  # added before the power, whose slope at zero is infinite
 
 
@@ -29,7 +29,7 @@ def magnitude_exponent(epoch: int) -> float:
 
 
 def cosine_distances(reconstruction: Tensor, rows: Tensor) -> Tensor:
-    """``1 − cos`` of every row, 0 … 2; 1 without gradient where a row has no direction.
+    """``1 − cos`` of every row, 0 … 2; 1 without gradient where either row is all zeros.
 
     :param reconstruction: ``(rows, dim)``.
     :param rows: ``(rows, dim)``.
@@ -37,7 +37,8 @@ def cosine_distances(reconstruction: Tensor, rows: Tensor) -> Tensor:
     """
     reconstruction, rows = _wide(reconstruction), _wide(rows)
     norms = torch.linalg.vector_norm(reconstruction, dim=-1) * torch.linalg.vector_norm(rows, dim=-1)
-    return 1.0 - (reconstruction * rows).sum(-1) / norms.clamp_min(SMALLEST_NORMS)
+    products = torch.where(norms > 0, (reconstruction * rows).sum(-1), 0.0)
+    return 1.0 - products / norms.clamp_min(SMALLEST_NORMS)
 
 
 def direction_loss(
@@ -58,11 +59,14 @@ def direction_loss(
     :param cosine: coefficient of the mean cosine distance (divided by 5, as published).
     :param magnitude: coefficient of the mean of ``(|residual| + 1e-10) ^ exponent``.
     :param squared: coefficient of the root of the mean squared residual.
-    :param row_weights: ``(rows,)``, not negative; means over rows are weighted by them (None: alike).
+    :param row_weights: ``(rows,)``, not negative; means over rows are weighted by them (None: alike; all zero: the loss
+        is 0).
     :return: a scalar, fp32 at least.
     """
     reconstruction, rows = _wide(reconstruction), _wide(rows)
-    share = None if row_weights is None else row_weights.to(rows) / row_weights.to(rows).sum()
+    share = None
+    if row_weights is not None:
+        share = row_weights.to(rows) / row_weights.to(rows).sum().clamp_min(torch.finfo(rows.dtype).tiny)
     loss = reconstruction.new_zeros(())
     if cosine:
         loss = loss + cosine / COSINE_SCALE * _mean(cosine_distances(reconstruction, rows), share)

@@ -99,14 +99,12 @@ class EmbeddingAutoencoderMethod(Method):
         config = _config(unit)
         if config.solver == "published":
             trained = train(table, settings["rank"], config, row_weights, target.name).autoencoder
-            tensors = {
-                "latents.weight": trained.encode(table.float()),
-                "up.weight": trained.tensors["decoder"],
-            }
+            tensors = {"latents.weight": trained.encode(table.float()), "up.weight": trained.tensors["decoder"]}
             bias = trained.tensors.get("decoder_bias")
         else:
-            found = direction_subspace(_before(table, config), settings["rank"], row_weights, mean_row=config.mean_row)
-            factors = balance(LowRankFactors(found.encode(_before(table, config)), found.basis.T))
+            table = _before(table, config)
+            found = direction_subspace(table, settings["rank"], row_weights, mean_row=config.mean_row)
+            factors = balance(LowRankFactors(found.encode(table), found.basis.T))
             tensors = {"latents.weight": factors.up, "up.weight": factors.down.T}
             bias = found.mean_row
         if bias is not None:
