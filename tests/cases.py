@@ -19,7 +19,7 @@ import pytest
 from models import MODELS, make, outputs
 
 import fewfold
-from fewfold import Dense, LowRank, SharedFactors, TensorTrain, Tucker
+from fewfold import Dense, EmbeddingAutoencoder, LowRank, SharedFactors, TensorTrain, Tucker
 from fewfold.checkpoint.structure import StoreRecord, TargetRecord
 from fewfold.linalg.tensor_train import balanced_factors
 from fewfold.methods.slices.layout import group_targets
@@ -41,6 +41,7 @@ class MethodCase:
         has a store, the store's record and tensors).
     :param store_parameters: stored numbers of one store, from its record.
     :param tables: whether it replaces embeddings.
+    :param linears: whether it replaces linear maps.
     """
 
     config: type
@@ -50,12 +51,17 @@ class MethodCase:
     assemble: Callable[..., np.ndarray]
     store_parameters: Callable[[StoreRecord], int] = lambda record: 0
     tables: bool = True
+    linears: bool = True
 
 
 def _low_rank_weight(record: TargetRecord, tensors: dict[str, np.ndarray]) -> np.ndarray:
     if record.kind == "embedding":
         return np.einsum("vr,dr->vd", tensors["latents.weight"], tensors["up.weight"])
     return np.einsum("or,ri->oi", tensors["up.weight"], tensors["down.weight"])
+
+
+def _autoencoder_weight(record: TargetRecord, tensors: dict[str, np.ndarray]) -> np.ndarray:
+    return np.einsum("vr,dr->vd", tensors["latents.weight"], tensors["up.weight"]) + tensors["up.bias"]
 
 
 def _join(record: TargetRecord, slices: list[np.ndarray]) -> np.ndarray:
@@ -170,6 +176,14 @@ METHODS: dict[str, MethodCase] = {
         store_parameters=_train_parameters,
         tables=False,
     ),
+    "embedding_autoencoder": MethodCase(
+        EmbeddingAutoencoder,
+        full=_each(lambda target: {"rank": min(target.rows, target.columns)}),
+        small={"rank": 3, "weighting": "none"},
+        parameters=lambda record: record.settings["rank"] * (record.rows + record.columns) + record.columns,
+        assemble=_autoencoder_weight,
+        linears=False,
+    ),
     "dense": MethodCase(
         Dense,
         full=_each(lambda target: {}),
@@ -185,11 +199,21 @@ def _full_train_rank(group: Any) -> int:
     return max(_train_ranks(rows, columns, 10**9, group.count))
 
 
+def serves(name: str, method: str) -> bool:
+    """Whether a tiny model has weights that a method replaces."""
+    return METHODS[method].linears or MODELS[name].kind != "image"
+
+
 def targets_of(name: str, method: str) -> list[str]:
     """Pattern list that takes everything that a method replaces of a tiny model: body, tables and heads.
 
-    Vocabulary heads change their number of rows, which factors that others share cannot.
+    Vocabulary heads change their number of rows, which factors that others share cannot. A test of a method for tables
+    and a model without one is skipped.
     """
+    if not serves(name, method):
+        pytest.skip("the model has no table")
+    if not METHODS[method].linears:
+        return ["embeddings"]
     if METHODS[method].tables:
         return ["all", *MODELS[name].head]
     return ["linears", *(head for head in MODELS[name].head if head not in ("lm_head", "embed_out"))]
@@ -243,9 +267,12 @@ def saved(name: str, method: str, stored: str) -> tuple[Path, Any]:
     return folder, outputs(model, name)
 
 
-def pairwise(*axes: Sequence[Any]) -> set[tuple[Any, ...]]:
-    """A small set of rows of the cross product in which every pair of values of two axes occurs."""
-    rows = list(product(*axes))
+def pairwise(*axes: Sequence[Any], allowed: Callable[..., bool] = lambda *row: True) -> set[tuple[Any, ...]]:
+    """A small set of rows of the cross product in which every pair of values of two axes occurs.
+
+    :param allowed: leaves out the rows for which it is false, and the pairs that occur in such rows only.
+    """
+    rows = [row for row in product(*axes) if allowed(*row)]
     columns = list(combinations(range(len(axes)), 2))
 
     def pairs(row: tuple[Any, ...]) -> set[tuple[int, int, Any, Any]]:
@@ -263,14 +290,14 @@ def pairwise(*axes: Sequence[Any]) -> set[tuple[Any, ...]]:
 def matrix(*axes: Sequence[str]) -> list[Any]:
     """Combinations as pytest parameters: pairwise coverage always, more of them in the full matrix.
 
-    There every pair of the first two axes meets half of all the rest, in turns.
+    There every pair of the first two axes, model and method, meets half of all the rest, in turns.
     """
-    chosen = pairwise(*axes)
+    chosen = pairwise(*axes, allowed=lambda name, method, *rest: serves(name, method))
     heads, rests = list(product(*axes[:2])), list(product(*axes[2:]))
     rows = [
         (*head, *rest)
         for turn, head in enumerate(heads)
         for place, rest in enumerate(rests)
-        if (turn + place) % 2 == 0 or (*head, *rest) in chosen
+        if serves(*head) and ((turn + place) % 2 == 0 or (*head, *rest) in chosen)
     ]
     return [pytest.param(*row, id="-".join(row), marks=() if row in chosen else pytest.mark.full) for row in rows]

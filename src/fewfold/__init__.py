@@ -22,6 +22,7 @@ from fewfold.errors import (
     TargetError,
 )
 from fewfold.methods.dense.config import Dense
+from fewfold.methods.embedding_autoencoder.config import EmbeddingAutoencoder
 from fewfold.methods.low_rank.config import LowRank
 from fewfold.methods.shared_factors.config import SharedFactors
 from fewfold.methods.tensor_train.config import TensorTrain
@@ -38,6 +39,7 @@ __all__ = [
     "CalibrationError",
     "CheckpointError",
     "Dense",
+    "EmbeddingAutoencoder",
     "FewfoldError",
     "LowRank",
     "Recipe",

@@ -81,8 +81,8 @@ def compress(
     batches: list[Batch] = []
     if asking and calibration is None:
         warnings.warn(
-            f"no calibration data: {len(asking)} targets get a plain truncated SVD, which keeps much less quality; "
-            "pass calibration=texts and tokenizer=tokenizer",
+            f"no calibration data: {len(asking)} targets are fitted to their weights alone, which keeps much less "
+            "quality; pass calibration=texts and tokenizer=tokenizer",
             stacklevel=2,
         )
     elif asking:

@@ -15,6 +15,7 @@ from fewfold.budget.budget import Budget
 from fewfold.errors import BudgetError, RecipeError
 from fewfold.methods.base import MethodConfig
 from fewfold.methods.dense.config import Dense
+from fewfold.methods.embedding_autoencoder.config import EmbeddingAutoencoder
 from fewfold.methods.low_rank.config import LowRank
 from fewfold.methods.shared_factors.config import SharedFactors
 from fewfold.methods.subvector_codes.config import SubvectorCodes
@@ -22,7 +23,8 @@ from fewfold.methods.tensor_train.config import TensorTrain
 from fewfold.methods.tucker.config import Tucker
 
 AnyConfig = Annotated[
-    LowRank | SharedFactors | Tucker | TensorTrain | SubvectorCodes | Dense, Field(discriminator="method")
+    LowRank | SharedFactors | Tucker | TensorTrain | SubvectorCodes | EmbeddingAutoencoder | Dense,
+    Field(discriminator="method"),
 ]
 
 
@@ -189,6 +191,17 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
         ),
         ("shared-factors", "ours: calibrated shared factors on the linears", [SharedFactors()]),
         ("tucker", "ours: calibrated shared factors with a bank of cores on the linears", [Tucker()]),
+        (
+            "embedding-autoencoder",
+            "ours: latents and decoder of the token table, fitted in closed steps for direction",
+            [EmbeddingAutoencoder()],
+        ),
+        (
+            "direction-autoencoder",
+            "Bałazy et al. (RepL4NLP 2021, arXiv 2106.08181): the linear auto-encoder, latents of 75 numbers (1/10 of "
+            "BERT-base's token table)",
+            [EmbeddingAutoencoder(rank=75, solver="published", weighting="none")],
+        ),
         ("svd", "truncated SVD of every linear (Eckart and Young 1936)", [LowRank(weighting="none")]),
         ("int8", "round to nearest, int8 a row", [Dense(targets="all", stored_dtype="int8")]),
         ("int4", "round to nearest, int4 in groups of 32", [Dense(targets="all", stored_dtype="int4")]),

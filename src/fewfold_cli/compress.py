@@ -99,7 +99,7 @@ def _pass_on(caught: list[warnings.WarningMessage]) -> None:
         message = str(warning.message)
         if message.startswith("no calibration data"):
             message = (
-                "no --calibration: targets got a plain truncated SVD, which keeps much less quality. Give texts like "
+                "no --calibration: fitted to the weights alone, which keeps much less quality. Give texts like "
                 f"those the model will see, or --calibration {texts.MANUAL}"
             )
         warn(message)

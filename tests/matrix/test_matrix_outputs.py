@@ -45,7 +45,7 @@ def test_full_size_equals_dense(name, method):
     model = make(name)
     dense = outputs(model, name)
     fewfold.compress(model, full_config(name, method, model))
-    assert len(structure_of(model).targets) >= 8
+    assert len(structure_of(model).targets) >= (8 if METHODS[method].linears else 1)
     assert len(list(replaced(model))) == len(structure_of(model).targets)
     for form in ("chained", "folded", "rebuilt", "auto"):
         fewfold.set_form(model, form)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fewfold.errors import RecipeError
 from fewfold.methods.base import Method, MethodConfig
 from fewfold.methods.dense.fit import DenseMethod
+from fewfold.methods.embedding_autoencoder.fit import EmbeddingAutoencoderMethod
 from fewfold.methods.low_rank.fit import LowRankMethod
 from fewfold.methods.shared_factors.fit import SharedFactorsMethod
 from fewfold.methods.subvector_codes.fit import SubvectorCodesMethod
@@ -17,6 +18,7 @@ _ALL: tuple[Method, ...] = (
     TuckerMethod(),
     TensorTrainMethod(),
     SubvectorCodesMethod(),
+    EmbeddingAutoencoderMethod(),
     DenseMethod(),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}

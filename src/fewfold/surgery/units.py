@@ -97,7 +97,7 @@ def _grouped(config: MethodConfig, targets: list[Target]) -> list[tuple[MethodCo
 
 def _overridden(config: MethodConfig, values: dict[str, Any], target: Target) -> MethodConfig:
     try:
-        return type(config)(**{**config.model_dump(exclude={"overrides"}), **values})
+        return type(config)(**{**{name: value for name, value in config if name != "overrides"}, **values})
     except ValidationError as error:
         problem = error.errors()[0]
         raise RecipeError(

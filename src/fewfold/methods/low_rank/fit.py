@@ -71,10 +71,7 @@ class LowRankMethod(Method):
         rank, stored = settings["rank"], unit.config.stored
         numbers = rank * (target.rows + target.columns)
         if target.kind == "embedding":
-            extra = target.columns if settings.get("mean_row") else 0
-            size = stored.matrix_bytes(target.rows, rank, element_size) + extra * element_size
-            size += stored.matrix_bytes(target.columns, rank, element_size)
-            return Cost(numbers + extra, size, rank * target.columns)
+            return table_cost(target, rank, bool(settings.get("mean_row")), stored, element_size)
         size = stored.matrix_bytes(rank, target.columns, element_size)
         size += stored.matrix_bytes(target.rows, rank, element_size)
         if settings.get("square_core"):
@@ -133,6 +130,14 @@ class LowRankMethod(Method):
         return LowRankLinear(
             target.columns, target.rows, rank, target.bias, stored, bool(settings.get("square_core", False))
         )
+
+
+def table_cost(target: Target, rank: int, mean_row: bool, stored: StoredDtype, element_size: int) -> Cost:
+    """Latents, directions and the mean row of a table; a looked-up token multiplies ``rank · dim``."""
+    extra = target.columns if mean_row else 0
+    size = stored.matrix_bytes(target.rows, rank, element_size) + extra * element_size
+    size += stored.matrix_bytes(target.columns, rank, element_size)
+    return Cost(rank * (target.rows + target.columns) + extra, size, rank * target.columns)
 
 
 def _settings(unit: Unit, rank: int) -> dict[str, Any]:
