@@ -3,7 +3,7 @@
 The error is ``Σ_i f_i (x_i − x'_i)ᵀ C (x_i − x'_i)`` over the rows ``x_i`` of the matrix, with row weights ``f`` and a
 metric ``C``: the second moment of a linear map's inputs, or what gradients say of a table's columns. Without a metric
 this is product quantization by k-means (Jégou et al., TPAMI 2011), residual where there are several stages. With one,
-codes are found column block by column block, each error moved onto the blocks to come (as GPTQ does with single columns,
+codes are found column block by column block, each error moved onto the blocks to come (as GPTQ does with columns,
 Frantar et al., ICLR 2023), and then improved block by block given all others, in turns with the least-squares codebooks
 for these codes (cf. AQLM, Egiazarian et al., ICML 2024).
 """
