@@ -35,13 +35,16 @@ class SubvectorCodes(MethodConfig):
         description="tables: numbers of a short row (None: a budget chooses; 0 in effect where width is given)",
     )
     frequent: int | None = Field(
-        None, ge=1, description="tables: so many of the most frequent rows get codes of a further stage"
+        None,
+        ge=0,
+        description="tables: so many of the most frequent rows get codes of a further stage (None: a budget "
+        "chooses; 0: none)",
     )
     weighting: Literal["auto", "none", "inputs", "inputs_and_outputs"] = Field(
         "auto", description="what the fit minimises, as in LowRank; 'none' the weight's own error (plain k-means)"
     )
     count_power: float = Field(
-        0.5, ge=0, le=1, description="tables: rows weigh (smoothed token count) to this power; 0 weighs all equally"
+        1.0, ge=0, le=1, description="tables: rows weigh (smoothed token count) to this power; 0 weighs all equally"
     )
     damping: float = Field(0.1, ge=0, description="linears: share of the mean input energy added in all directions")
     rounds: int = Field(2, ge=0, description="turns of codebooks for codes and codes for codebooks")

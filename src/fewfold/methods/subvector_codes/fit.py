@@ -25,7 +25,7 @@ from fewfold.methods.subvector_codes.sizes import (
     stages_of,
     table_sizes,
 )
-from fewfold.methods.subvector_codes.table import ShortRows, fit_table, short_rows, table_error, table_settings
+from fewfold.methods.subvector_codes.table import ShortRows, fit_table, short_rows, table_errors, table_settings
 from fewfold.store import Store
 from fewfold.stored import StoredDtype
 from fewfold.stored.stages import StageSpec
@@ -85,7 +85,8 @@ class SubvectorCodesMethod(Method):
             return None
         if target.kind == "embedding":
             rank = config.rank or target.columns // config.width * config.width
-            return table_settings(config.width, config.words, rank, config.frequent, *_form(unit))
+            frequent = (config.frequent, max(1, config.width // 2)) if config.frequent else None
+            return table_settings(config.width, config.words, rank, frequent, *_form(unit))
         shared, scales = _form(unit)
         return settings([StageSpec(config.width, config.words, shared)] * config.stages, scales)
 
@@ -94,7 +95,7 @@ class SubvectorCodesMethod(Method):
         (target,) = unit.targets
         config, (shared, scales) = _config(unit), _form(unit)
         if target.kind == "embedding":
-            found = table_sizes(target.columns, config.words, config.frequent, shared, scales)
+            found = table_sizes(target.rows, target.columns, config.words, config.frequent, shared, scales)
             found = [one for one in found if config.rank in (None, one["rank"])]
         else:
             found = linear_sizes(target.columns, shared, config.stages, scales)
@@ -119,8 +120,7 @@ class SubvectorCodesMethod(Method):
         (target,) = unit.targets
         weight = weights[target.name]
         if target.kind == "embedding":
-            short = _short(unit, target, weight, statistics)
-            return [table_error(short, size) for size in sizes]
+            return table_errors(_short(unit, target, weight, statistics), sizes)
         unit_error = _linear_unit(unit, target, weight, statistics)
         found = []
         for size in sizes:

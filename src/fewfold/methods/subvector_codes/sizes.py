@@ -19,7 +19,10 @@ LINEAR_SIZES = (
     (2, 256), (2, 128), (2, 64), (3, 256), (3, 128), (4, 512), (4, 256), (5, 512), (5, 256), (6, 256), (8, 512),
     (8, 256), (10, 256), (12, 256), (16, 256), (24, 256), (32, 256), (48, 256), (64, 256),
 )  # fmt: skip
-TABLE_WIDTHS = (2, 3, 4, 6, 8, 12, 16)
+TABLE_WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24)
+TABLE_RANKS = 16  # numbers of sub-vectors that are tried with every width
+FREQUENT_WIDTHS = (2, 3, 4, 6, 8)  # of the stage that only frequent rows have
+FREQUENT_SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.45)  # of the rows that have it
 POINTS_PER_WORD = 32  # of the sample that distortions are measured on
 
 
@@ -48,17 +51,25 @@ def linear_sizes(columns: int, shared: bool, stages: int, scales: bool) -> list[
     ]
 
 
-def table_sizes(columns: int, words: int, frequent: int | None, shared: bool, scales: bool) -> list[dict[str, Any]]:
-    """Settings of a table: sub-vectors of every width, and as many of them as fit into its rows."""
+def table_sizes(
+    rows: int, columns: int, words: int, frequent: int | None, shared: bool, scales: bool
+) -> list[dict[str, Any]]:
+    """Settings of a table: sub-vectors of every width, as many as fit into its rows, and more for frequent rows.
+
+    :param frequent: how many rows have a second stage (None: any number; 0: there is none).
+    """
     found = []
+    tiers: list[list[StageSpec]] = [[]]
+    if frequent != 0:
+        counts = {round(share * rows) for share in FREQUENT_SHARES} if frequent is None else {frequent}
+        tiers += [[StageSpec(w, words, shared, n)] for n in sorted(counts - {0}) for w in FREQUENT_WIDTHS]
     for width in TABLE_WIDTHS:
         full = columns // width
-        counts = sorted({round(full * share / 24) for share in range(1, 25)} - {0})
-        for count in counts:
-            stages = [StageSpec(width, words, shared)]
-            if frequent is not None:
-                stages.append(StageSpec(max(1, width // 2), words, shared, frequent))
-            found.append({**settings(stages, scales), "rank": width * count, "mean_row": True})
+        for count in sorted({round(full * share / TABLE_RANKS) for share in range(1, TABLE_RANKS + 1)} - {0}):
+            for tier in tiers:
+                if all(stage.width < width for stage in tier):
+                    chosen = settings([StageSpec(width, words, shared), *tier], scales)
+                    found.append({**chosen, "rank": width * count, "mean_row": True})
     return found
 
 
@@ -111,15 +122,18 @@ def balanced(gains: Tensor, width: int) -> Tensor:
     return torch.tensor([direction for block in blocks for direction in block])
 
 
-def coded_error(gains: Tensor, stages: Sequence[StageSpec]) -> float:
-    """Expected squared error of short rows whose directions have these gains, coded in balanced blocks.
+def block_products(gains: Tensor, width: int) -> Tensor:
+    """Of every balanced block of ``width`` directions, the energy that normal numbers lose at a distortion of 1.
 
-    A partial stage is taken to serve the rows that weigh; its distortion multiplies.
+    :return: ``(blocks, 2)``: ``width`` times the geometric mean of its gains, and their sum, which nothing exceeds.
     """
-    width = stages[0].width
     blocks = gains[balanced(gains, width)].clamp_min(1e-30).view(-1, width)
+    return torch.stack([width * blocks.log().mean(1).exp(), blocks.sum(1)], dim=1)
+
+
+def coded_error(products: Tensor, stages: Sequence[StageSpec]) -> float:
+    """Expected squared error of a row that all of ``stages`` serve; see :func:`block_products`."""
     share = 1.0
     for stage in stages:
         share *= distortion(stage.width, stage.words)
-    normal = width * blocks.log().mean(1).exp() * share
-    return float(torch.minimum(normal, blocks.sum(1)).sum())
+    return float(torch.minimum(products[:, 0] * share, products[:, 1]).sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewfold.linalg.subvectors import Coded, fit_codes
 from fewfold.linalg.tables import CHUNK_ROWS, TableDirections, row_weighted_directions, smoothed_counts
-from fewfold.methods.subvector_codes.sizes import balanced, coded_error, settings, stages_of
+from fewfold.methods.subvector_codes.sizes import balanced, block_products, coded_error, settings, stages_of
 from fewfold.stored.stages import StageSpec
 
 OUTPUT_DAMPING = 1.0  # share of the mean eigenvalue that is added to the metric at a table's output
@@ -45,10 +45,31 @@ def short_rows(table: Tensor, counts: Tensor | None, metric: Tensor | None, powe
     return ShortRows(directions, weights, unit)
 
 
-def table_error(short: ShortRows, chosen: Mapping[str, Any]) -> float:
-    """The expected error of a size: directions that are cut off, and what coding loses of the others."""
-    rank, gains = chosen["rank"], short.directions.gains
-    return (coded_error(gains[:rank], stages_of(chosen)) + float(gains[rank:].sum())) * short.unit
+def table_errors(short: ShortRows, sizes: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The expected error of every size: directions that are cut off, and what coding loses of the others.
+
+    Rows that a further stage serves lose what both stages together leave.
+    """
+    gains, energy = short.directions.gains, float(short.directions.gains.sum())
+    falling = short.weights.sort(descending=True).values
+    mass = torch.nn.functional.pad(falling.cumsum(0) / falling.sum(), (1, 0))  # of so many of the heaviest rows
+    products: dict[tuple[int, int], Tensor] = {}
+    found = []
+    for size in sizes:
+        rank, stages = size["rank"], stages_of(size)
+        key = (rank, stages[0].width)
+        if key not in products:
+            products[key] = block_products(gains[:rank], stages[0].width)
+        whole = [stage for stage in stages if stage.rows is None]
+        total, before = float(gains[rank:].sum()), 0.0
+        for stage in reversed([stage for stage in stages if stage.rows is not None]):
+            reached = float(mass[min(stage.rows or 0, len(falling))])
+            inside = [s for s in stages if s.rows is None or s.rows >= (stage.rows or 0)]
+            total += (reached - before) * coded_error(products[key], inside)
+            before = reached
+        total += (1.0 - before) * coded_error(products[key], whole)
+        found.append(min(total, energy) * short.unit)
+    return found
 
 
 def fit_table(table: Tensor, short: ShortRows, chosen: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
@@ -84,10 +105,13 @@ def _map_back(table: Tensor, coded: Coded, short: ShortRows, order: Tensor) -> t
 
 
 def table_settings(
-    width: int, words: int, rank: int, frequent: int | None, shared: bool, scales: bool
+    width: int, words: int, rank: int, frequent: tuple[int, int] | None, shared: bool, scales: bool
 ) -> dict[str, Any]:
-    """The settings of fixed values."""
+    """The settings of fixed values.
+
+    :param frequent: rows of a second stage and its width, or None.
+    """
     stages = [StageSpec(width, words, shared)]
     if frequent is not None:
-        stages.append(StageSpec(max(1, width // 2), words, shared, frequent))
+        stages.append(StageSpec(frequent[1], words, shared, frequent[0]))
     return {**settings(stages, scales), "rank": rank, "mean_row": True}
