@@ -20,6 +20,7 @@ from fewfold.errors import (
     FewfoldError,
     RecipeError,
     TargetError,
+    TaskError,
 )
 from fewfold.methods.dense.config import Dense
 from fewfold.methods.low_rank.config import LowRank
@@ -44,6 +45,7 @@ __all__ = [
     "RecipeError",
     "SharedFactors",
     "TargetError",
+    "TaskError",
     "TensorTrain",
     "Tucker",
     "compress",
