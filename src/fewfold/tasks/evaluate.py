@@ -48,7 +48,7 @@ def evaluate(
     :param task: "cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte" or "squad".
     :param tokenizer: The model's tokenizer.
     :param finetune: How to fine-tune first; None not to.
-    :param seeds: One run each; without `finetune` there is nothing random, and one will do.
+    :param seeds: One run each; one where nothing is trained.
     :param max_length: Tokens a text (default 128) or a window of SQuAD (default 384; 256 or 192 save time).
     :param stride: Of SQuAD: tokens that neighbouring windows share.
     :param batch_size: Rows a forward while judging.
@@ -61,8 +61,8 @@ def evaluate(
     """
     start = time.perf_counter()
     seeds = list(dict.fromkeys(seeds))
-    if not seeds:
-        raise TaskError("evaluate(seeds=…): give at least one seed")
+    if not seeds or (finetune is None and len(seeds) > 1):
+        raise TaskError(f"evaluate(seeds={seeds}): give at least one seed, and only one where nothing is trained")
     if eval_limit is not None and eval_limit < 1:
         raise TaskError(f"evaluate(eval_limit={eval_limit}): judge on at least one example, or None for all")
     work = task_named(task, tokenizer, max_length, stride, eval_limit)
