@@ -12,9 +12,9 @@ from fewfold_cli.files import existing_model, tokenizer_of
 
 TASKS = "cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, squad"
 EXAMPLE = (
-    "Examples: fewfold evaluate ./small --task sst2 --finetune --seeds 3 --out sst2.json • "
-    "fewfold evaluate ./small --task stsb • fewfold evaluate ./lm --task perplexity --text test.txt • "
-    "fewfold evaluate ./small --task neighbours --against ./all-MiniLM-L6-v2 --text sentences.txt"
+    "Example: fewfold evaluate ./small --task sst2 --finetune --seeds 3 --limit 10000 --out sst2.json, "
+    "or as it is: fewfold evaluate ./small --task stsb, "
+    "or on a text: fewfold evaluate ./small-lm --task perplexity --text test.txt"
 )
 
 
