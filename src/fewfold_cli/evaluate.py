@@ -160,7 +160,8 @@ def _show(result: dict[str, Any], written: list[Path]) -> None:
     )
     runs = result.get("runs", [])
     last = "standard deviation" if len(runs) > 1 else "95 % interval"
-    drawn = table(f"{result['task']}{_how(result)}", "metric", "mean" if len(runs) > 1 else "value", last)
+    console.print(f"{result['task']}{_how(result)}")
+    drawn = table(None, "metric", "mean" if len(runs) > 1 else "value", last)
     for name, found in result["metrics"].items():
         if found["std"] is not None:
             spread = f"{found['std']:.4f}"
@@ -179,7 +180,7 @@ def _show(result: dict[str, Any], written: list[Path]) -> None:
 
 
 def _how(result: dict[str, Any]) -> str:
-    """How the figures came about, for the table's title."""
+    """How the figures came about, for the line above the table."""
     if "settings" not in result:
         data = result["data"]
         return f" on {data['source']}" + (

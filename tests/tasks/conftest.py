@@ -18,17 +18,25 @@ def tokenizer():
     return tf.BertTokenizerFast(vocab={word: place for place, word in enumerate(VOCABULARY)})
 
 
-def config(**changes):
-    return tf.BertConfig(
-        vocab_size=len(VOCABULARY), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **changes,
-    )  # fmt: skip
+@pytest.fixture
+def make_body():
+    """A random BERT without dropout; keywords change its config, `auto` its class."""
+
+    def make(auto=tf.AutoModel, **changes):
+        torch.manual_seed(0)
+        config = tf.BertConfig(
+            vocab_size=len(VOCABULARY), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=48, max_position_embeddings=64, hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0, initializer_range=0.1, **changes,
+        )  # fmt: skip
+        return auto.from_config(config).eval()
+
+    return make
 
 
 @pytest.fixture
-def body():
-    torch.manual_seed(0)
-    return tf.BertModel(config()).eval()
+def body(make_body):
+    return make_body()
 
 
 def sentences(count):

@@ -15,6 +15,7 @@ from torch import nn
 from fewfold.errors import TaskError
 from fewfold.optional import require
 from fewfold.progress import track
+from fewfold.stored import StoredEmbedding, StoredLinear, unpack
 from fewfold.tasks.batches import Padding, Row, token_total
 
 
@@ -86,6 +87,8 @@ def fine_tune(
 ) -> Training:
     """Train all parameters of a model that may train, in place.
 
+    Stored tensors train as floats and are rounded to their stored dtype at the end: what is judged is what is saved.
+
     :param model: A model with the task's head; it ends in eval mode, on the device that it was on.
     :param tokenizer: Its tokenizer, for padding.
     :param rows: Inputs and labels, such as `text_rows` makes.
@@ -101,6 +104,7 @@ def fine_tune(
     require("accelerate")
     from transformers import PrinterCallback, ProgressCallback, Trainer
 
+    unpack(model)
     place = next(parameter.device for parameter in model.parameters())
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -116,6 +120,9 @@ def fine_tune(
         result = trainer.train()
         seconds = time.perf_counter() - start
     model.to(place).eval()
+    for leaf in model.modules():
+        if isinstance(leaf, StoredLinear | StoredEmbedding):
+            leaf.round_()
     if not math.isfinite(result.training_loss):
         raise TaskError(
             f"the loss became {result.training_loss}: lower learning_rate={settings.learning_rate}"
@@ -147,6 +154,7 @@ def _arguments(folder: str, rows: int, settings: FineTuning, seed: int) -> Any:
         seed=seed,
         save_strategy="no",
         logging_strategy="no",
+        logging_nan_inf_filter=False,  # else a loss that is no number would count as none at all
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
