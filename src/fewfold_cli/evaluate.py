@@ -66,11 +66,15 @@ def evaluate(
 
         if not finetune and (limit is not None or seeds > 1):
             raise fewfold.TaskError("--limit and --seeds are of training: add --finetune, or leave them out")
+        import torch
+
         from fewfold.progress import step
         from fewfold.tasks.result import write_json
 
         with step("loading"):
             model = fewfold.load(folder)
+            if torch.accelerator.is_available():
+                model.to(torch.accelerator.current_accelerator())
             tokenizer = tokenizer_of(folder)
         if tokenizer is None:
             raise fewfold.TaskError(f"{folder} holds no tokenizer: save it beside the model")
@@ -122,7 +126,7 @@ def _on_text(
         lines = list(dict.fromkeys(line for line in lines if line.strip()))[:limit]
         if len(lines) < 11:
             raise fewfold.TaskError(f"--text {text} holds {len(lines)} distinct lines; ten neighbours need at least 11")
-        near = fidelity(fewfold.load(existing_model(against)), model, tokenizer, lines)
+        near = fidelity(fewfold.load(existing_model(against)).to(model.device), model, tokenizer, lines)
         metrics = {"nn10": near.neighbour_overlap, "cosine": near.cosine, "hidden_error": near.hidden_error}
         data = {"source": text.name, "texts": len(lines), "against": str(against)}
     return {

@@ -89,7 +89,7 @@ def fine_tune(
 
     Stored tensors train as floats and are rounded to their stored dtype at the end: what is judged is what is saved.
 
-    :param model: A model with the task's head; it ends in eval mode, on the device that it was on.
+    :param model: A model with the task's head; it ends in eval mode, on the accelerator if there is one.
     :param tokenizer: Its tokenizer, for padding.
     :param rows: Inputs and labels, such as `text_rows` makes.
     :param settings: How to train.
@@ -105,7 +105,6 @@ def fine_tune(
     from transformers import PrinterCallback, ProgressCallback, Trainer
 
     unpack(model)
-    place = next(parameter.device for parameter in model.parameters())
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
@@ -119,7 +118,7 @@ def fine_tune(
         start = time.perf_counter()
         result = trainer.train()
         seconds = time.perf_counter() - start
-    model.to(place).eval()
+    model.eval()
     for leaf in model.modules():
         if isinstance(leaf, StoredLinear | StoredEmbedding):
             leaf.round_()
@@ -150,7 +149,7 @@ def _arguments(folder: str, rows: int, settings: FineTuning, seed: int) -> Any:
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_gradient_norm,
         bf16=settings.bf16,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=not torch.accelerator.is_available(),
         seed=seed,
         save_strategy="no",
         logging_strategy="no",

@@ -23,8 +23,8 @@ def mean_interval(values: ArrayLike, resamples: int = 1000, seed: int = 0) -> tu
     return _bounds(np.array(means))
 
 
-def cells_interval(
-    metric: Callable[[NDArray, NDArray, NDArray], float],
+def confusion_interval(
+    metric: Callable[[NDArray], NDArray],
     labels: ArrayLike,
     predictions: ArrayLike,
     resamples: int = 1000,
@@ -32,22 +32,21 @@ def cells_interval(
 ) -> tuple[float, float]:
     """Bound a metric that depends only on how often each class was predicted for each class.
 
-    Drawing n examples with replacement is one multinomial draw over the cells of the confusion matrix, so the metric
-    is computed on a handful of weighted cells, however many examples there are.
+    Drawing n examples with replacement is one multinomial draw over the cells of the confusion matrix, so all
+    resamples are computed at once, however many examples there are.
 
-    :param metric: Of labels, predictions and their weights, each `(cells,)`.
+    :param metric: Of confusion matrices `(resamples, classes, classes)`, true classes first.
     :param labels: True classes, `(n,)`.
     :param predictions: Predicted classes, `(n,)`.
     :param resamples: Bootstrap resamples of the examples.
     :param seed: Seed of the resampling.
     :return: Low and high.
     """
-    pairs = np.stack([np.asarray(labels), np.asarray(predictions)], axis=1)
-    cells, counts = np.unique(pairs, axis=0, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(pairs), counts / len(pairs), size=resamples)
-    values = {weights.tobytes(): weights for weights in draws}
-    known = {key: metric(cells[:, 0], cells[:, 1], weights) for key, weights in values.items()}
-    return _bounds(np.array([known[weights.tobytes()] for weights in draws]))
+    labels, predictions = np.asarray(labels, dtype=int), np.asarray(predictions, dtype=int)
+    classes = 1 + max(labels.max(), predictions.max(), 1)
+    cells = np.bincount(labels * classes + predictions, minlength=classes**2)
+    draws = np.random.default_rng(seed).multinomial(len(labels), cells / len(labels), size=resamples)
+    return _bounds(metric(draws.reshape(resamples, classes, classes)))
 
 
 def correlation_interval(
