@@ -20,6 +20,7 @@ from fewfold.errors import (
     FewfoldError,
     RecipeError,
     TargetError,
+    TaskError,
 )
 from fewfold.methods.dense.config import Dense
 from fewfold.methods.embedding_autoencoder.config import EmbeddingAutoencoder
@@ -46,6 +47,7 @@ __all__ = [
     "RecipeError",
     "SharedFactors",
     "TargetError",
+    "TaskError",
     "TensorTrain",
     "Tucker",
     "compress",

@@ -23,3 +23,7 @@ class BudgetError(FewfoldError):
 
 class CheckpointError(FewfoldError):
     """A checkpoint is incomplete, altered, or written by an unknown version."""
+
+
+class TaskError(FewfoldError):
+    """A task, its data or its settings cannot be used, or a model does not fit the task."""

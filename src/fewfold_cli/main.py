@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewfold_cli import compress, demo, densify, inspect, measure, recipes
+from fewfold_cli import compress, demo, densify, evaluate, inspect, measure, recipes
 
 app = typer.Typer(
     name="fewfold",
@@ -37,6 +37,7 @@ def _root(
 app.command("compress", epilog=compress.EXAMPLE)(compress.compress)
 app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command("measure", epilog=measure.EXAMPLE)(measure.measure)
+app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("densify", epilog=densify.EXAMPLE)(densify.densify)
 app.command("recipes", epilog=recipes.EXAMPLE)(recipes.recipes)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)

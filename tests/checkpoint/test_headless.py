@@ -80,6 +80,18 @@ def test_a_head_around_a_bodys_checkpoint_ties_to_the_assembled_table(name, auto
     torch.testing.assert_close(again(**inputs(name)).logits, result, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("name", "head"), [("bert", "cls.predictions.decoder"), ("distilbert", "vocab_projector")])
+def test_the_bias_of_a_fresh_head_begins_at_zero(name, head, tmp_path):
+    copied(name, "low_rank", "int8").save_pretrained(tmp_path)
+    torch.use_deterministic_algorithms(True)  # memory that nobody filled then holds NaN
+    try:
+        model = tf.AutoModelForMaskedLM.from_pretrained(tmp_path)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(model.get_submodule(head).bias, torch.zeros(model.config.vocab_size))
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("stored", ["fp32", "fp16", "int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["bert_mlm", "t5_lm", "llama_lm"])

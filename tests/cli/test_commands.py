@@ -105,7 +105,7 @@ def test_recipes(run, tmp_path):
     assert run("recipes", "none-such").code == 1
 
 
-COMMANDS = ("compress", "inspect", "measure", "densify", "recipes", "demo")
+COMMANDS = ("compress", "inspect", "measure", "evaluate", "densify", "recipes", "demo")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

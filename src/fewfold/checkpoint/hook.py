@@ -21,6 +21,7 @@ from fewfold.store import Store
 from fewfold.stored import unpack
 from fewfold.stored.kept import Kept
 from fewfold.surgery.replace import Replaced
+from fewfold.surgery.ties import TiedHead
 
 
 class FewfoldQuantizer(HfQuantizer):
@@ -36,6 +37,7 @@ class FewfoldQuantizer(HfQuantizer):
                 "fewfold.compress(model, …)"
             )
         super().__init__(quantization_config, **kwargs)
+        self.fresh_heads: list[TiedHead] = []  # around the body of a checkpoint that had no head
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         shapes = shapes_in(kwargs.get("checkpoint_files") or ())
@@ -44,6 +46,13 @@ class FewfoldQuantizer(HfQuantizer):
         if shapes:
             found = _renamed(model, shapes)
             check_shapes(model, found)
+            tied = model.all_tied_weights_keys or {}
+            known = {*found, *tied, *tied.values()}
+            self.fresh_heads = [
+                module
+                for name, module in model.named_modules()
+                if isinstance(module, TiedHead) and f"{name}.bias" not in known
+            ]
             new = {name for name, tensor in _stored_tensors(model) if tensor.numel() == 0 and name not in found}
             if new:
                 ignored = model._keys_to_ignore_on_load_missing or ()
@@ -51,6 +60,9 @@ class FewfoldQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        for head in self.fresh_heads:
+            if head.bias is not None:
+                nn.init.zeros_(head.bias)  # transformers knows how to begin its own Linear only
         settle(model)
         unpack(model)
         forget_quantizer(model)

@@ -1,1 +1,7 @@
 """Data and metrics of the tasks that compressed models are judged on."""
+
+from fewfold.tasks.evaluate import TASKS, evaluate
+from fewfold.tasks.finetune import FineTuning, fine_tune
+from fewfold.tasks.heads import has_head, with_head
+
+__all__ = ["TASKS", "FineTuning", "evaluate", "fine_tune", "has_head", "with_head"]

@@ -64,13 +64,13 @@ def stsb(split: str = "dev") -> list[SentencePair]:
     :raises ValueError: If the split is another.
     :raises DataUnavailable: If it cannot be had.
     """
-    hub_split = _one_of(split, {"train": "train", "dev": "validation"})
-    file = _local(f"glue/stsb/{split}.tsv.gz")
+    hub_split = one_of(split, {"train": "train", "dev": "validation"})
+    file = local_file(f"glue/stsb/{split}.tsv.gz")
     if file is not None:
         # Sentences hold bare quotation marks, so a CSV reader would join lines: split at tabs alone.
         columns = (line.split("\t") for line in lines(file))
         return [SentencePair(row[5], row[6], float(row[4])) for row in columns]
-    rows = _from_hub("nyu-mll/glue", "stsb", hub_split)
+    rows = from_hub("nyu-mll/glue", "stsb", hub_split)
     return [SentencePair(row["sentence1"], row["sentence2"], float(row["label"])) for row in rows]
 
 
@@ -91,11 +91,11 @@ def wikitext2(split: str = "valid") -> list[str]:
     :raises ValueError: If the split is another.
     :raises DataUnavailable: If it cannot be had.
     """
-    hub_split = _one_of(split, {"train": "train", "valid": "validation", "test": "test"})
-    file = _local(f"wikitext-2/{split}.txt.gz")
+    hub_split = one_of(split, {"train": "train", "valid": "validation", "test": "test"})
+    file = local_file(f"wikitext-2/{split}.txt.gz")
     if file is not None:
         return lines(file)
-    rows = _from_hub("Salesforce/wikitext", "wikitext-2-v1", hub_split)
+    rows = from_hub("Salesforce/wikitext", "wikitext-2-v1", hub_split)
     return [row["text"].rstrip("\n") for row in rows]
 
 
@@ -106,7 +106,7 @@ def calibration_texts(name: str = "mixed-512") -> list[str]:
     :return: The texts, none empty.
     :raises DataUnavailable: If the data root has no such file.
     """
-    file = _local(f"calibration/{name}.txt")
+    file = local_file(f"calibration/{name}.txt")
     if file is None:
         raise DataUnavailable(
             f"calibration/{name}.txt is not under the data root ({data_root()}): set FEWFOLD_DATA to the "
@@ -115,26 +115,44 @@ def calibration_texts(name: str = "mixed-512") -> list[str]:
     return [line for line in lines(file) if line.strip()]
 
 
-def _one_of(split: str, names: dict[str, str]) -> str:
+def one_of(split: str, names: dict[str, str]) -> str:
+    """Look a split up.
+
+    :param split: Its name.
+    :param names: Names on the Hub by the names used here.
+    :return: The name on the Hub.
+    :raises ValueError: If there is no such split.
+    """
     if split not in names:
         raise ValueError(f"split {split!r}: choose one of {', '.join(names)}")
     return names[split]
 
 
-def _local(name: str) -> Path | None:
-    """Return a file under the data root, or None where it is not there."""
+def local_file(*names: str) -> Path | None:
+    """Find a file under the data root.
+
+    :param names: Names relative to the root, the first that is there wins.
+    :return: The file, or None where the root has none of them.
+    """
     root = data_root()
-    file = root / name if root is not None else None
-    return file if file is not None and file.is_file() else None
+    files = [root / name for name in names] if root is not None else []
+    return next((file for file in files if file.is_file()), None)
 
 
-def _from_hub(repository: str, config: str, split: str) -> Any:
-    """Load one split of a data set from the Hub or its cache."""
+def from_hub(repository: str, config: str | None, split: str) -> Any:
+    """Load one split of a data set from the Hub or its cache.
+
+    :param repository: Its official name.
+    :param config: The part of it, None where it has only one.
+    :param split: The split's name there.
+    :return: Rows, each a mapping.
+    :raises DataUnavailable: If it cannot be had.
+    """
     try:
         return require("datasets").load_dataset(repository, config, split=split)
     except Exception as error:
         raise DataUnavailable(
-            f"{repository} ({config}, {split}) cannot be had: set FEWFOLD_DATA to a folder that has it, or "
-            'pip install "fewfold[tasks]" and let datasets fetch it from the Hub. '
+            f"{repository} ({config or 'whole'}, {split}) cannot be had: set FEWFOLD_DATA to a folder that has it, "
+            'or pip install "fewfold[tasks]" and let datasets fetch it from the Hub. '
             f"{type(error).__name__}: {error}"
         ) from error

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from fewfold.measure.fidelity import sentence_embeddings
 from fewfold.optional import require
 from fewfold.tasks.data import SentencePair, distinct_sentences
+from fewfold.tasks.interval import correlation_interval, row_correlation
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
     :raises ImportError: If scipy is missing.
     """
     rank = require("scipy.stats").rankdata
-    return float(_correlation(rank(a)[None], rank(b)[None])[0])
+    return float(row_correlation(rank(a)[None], rank(b)[None])[0])
 
 
 def sts_score(
@@ -75,21 +76,5 @@ def score_embeddings(
     second = embeddings[[place[pair.second] for pair in pairs]]
     cosines = (first * second).sum(dim=1).double().numpy()
     scores = np.array([pair.score for pair in pairs])
-    low, high = _interval(cosines, scores, resamples, seed)
+    low, high = correlation_interval(cosines, scores, resamples, seed, ranks=True)
     return StsScore(spearman(cosines, scores), low, high)
-
-
-def _interval(a: NDArray, b: NDArray, resamples: int, seed: int) -> tuple[float, float]:
-    """Return the 2.5 and 97.5 percentiles of Spearman's correlation over resampled pairs."""
-    rank = require("scipy.stats").rankdata
-    picks = np.random.default_rng(seed).integers(len(a), size=(resamples, len(a)))
-    low, high = np.nanpercentile(_correlation(rank(a[picks], axis=1), rank(b[picks], axis=1)), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _correlation(a: NDArray, b: NDArray) -> NDArray:
-    """Return Pearson's correlation of each row, `(rows, n)` to `(rows,)`."""
-    a = a - a.mean(axis=1, keepdims=True)
-    b = b - b.mean(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        return (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))

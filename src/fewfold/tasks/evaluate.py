@@ -1,0 +1,129 @@
+"""Judge a model on a task: as it is, or after fine-tuning, over several seeds."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from os import PathLike
+from typing import Any
+
+from torch import nn
+
+from fewfold.errors import TaskError
+from fewfold.tasks.answering import Answering
+from fewfold.tasks.batches import Padding
+from fewfold.tasks.classify import Classification
+from fewfold.tasks.finetune import FineTuning, fine_tune
+from fewfold.tasks.glue import GLUE
+from fewfold.tasks.heads import has_head, with_head
+from fewfold.tasks.judged import Task
+from fewfold.tasks.result import Run, TaskResult, describe
+
+TASKS = (*GLUE, "squad")
+
+
+def evaluate(
+    model: nn.Module,
+    task: str,
+    *,
+    tokenizer: Any,
+    finetune: FineTuning | None = None,
+    seeds: Sequence[int] = (0,),
+    max_length: int | None = None,
+    stride: int = 128,
+    batch_size: int = 64,
+    eval_limit: int | None = None,
+    resamples: int = 1000,
+    predictions: str | PathLike[str] | None = None,
+) -> TaskResult:
+    """Judge a model, dense or compressed, on a task's development data with its official metrics.
+
+    With `finetune`, each seed trains a copy of the model: one that has the task's head goes on from there, any other
+    gets a fresh head around its body (see `with_head`). The model itself stays as it is.
+
+    :param model: A transformers model; without `finetune` it needs the task's head, except for "stsb", where the
+        cosines of a bare encoder's sentence vectors are judged.
+    :param task: "cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte" or "squad".
+    :param tokenizer: The model's tokenizer.
+    :param finetune: How to fine-tune first; None not to.
+    :param seeds: One run each; one where nothing is trained.
+    :param max_length: Tokens a text (default 128) or a window of SQuAD (default 384; 256 or 192 save time).
+    :param stride: Of SQuAD: tokens that neighbouring windows share.
+    :param batch_size: Rows a forward while judging.
+    :param eval_limit: Judge on the first so many examples; None for all.
+    :param resamples: Bootstrap resamples of the examples for the intervals.
+    :param predictions: A file for all predictions, a JSON object a line.
+    :return: Metrics with mean, spread and intervals, counts, seconds, and what they depend on.
+    :raises TaskError: If the task is unknown, the model does not fit, or the data is not as it should be.
+    :raises DataUnavailable: If the data cannot be had.
+    """
+    start = time.perf_counter()
+    seeds = list(dict.fromkeys(seeds))
+    if not seeds or (finetune is None and len(seeds) > 1):
+        raise TaskError(f"evaluate(seeds={seeds}): give at least one seed, and only one where nothing is trained")
+    if eval_limit is not None and eval_limit < 1:
+        raise TaskError(f"evaluate(eval_limit={eval_limit}): judge on at least one example, or None for all")
+    work = task_named(task, tokenizer, max_length, stride, eval_limit)
+    if finetune is None:
+        if not work.judges(model):
+            raise TaskError(
+                f"{task}: {type(model).__name__} has no head for it ({work.kind}, {work.num_labels} labels): pass "
+                "finetune=FineTuning() to train one, or load a model that was fine-tuned"
+            )
+        judged = work.judge(model, batch_size, resamples)
+        runs, described = [Run(seeds[0], None, judged)], describe(model)
+    else:
+        runs, described = _train_and_judge(model, work, tokenizer, finetune, seeds, batch_size, resamples)
+    settings = {
+        "finetune": None if finetune is None else asdict(finetune),
+        "seeds": [run.seed for run in runs],
+        "max_length": work.max_length,
+        "batch_size": batch_size,
+        "eval_limit": eval_limit,
+        "resamples": resamples,
+    }
+    result = TaskResult(task, runs, described, work.data(), settings, (time.perf_counter() - start) / 60)
+    if predictions is not None:
+        result.save_predictions(predictions)
+    return result
+
+
+def task_named(
+    task: str, tokenizer: Any, max_length: int | None = None, stride: int = 128, eval_limit: int | None = None
+) -> Task:
+    """Make a task with its data.
+
+    :param task: One of `TASKS`.
+    :param tokenizer: The model's tokenizer.
+    :param max_length: As for `evaluate`.
+    :param stride: As for `evaluate`.
+    :param eval_limit: As for `evaluate`.
+    :return: The task.
+    :raises TaskError: If the task is unknown, or its data is not as it should be.
+    """
+    if task == "squad":
+        return Answering(tokenizer, max_length or 384, stride, eval_limit)
+    if task not in GLUE:
+        raise TaskError(f"no task {task!r}: choose one of {', '.join(TASKS)}")
+    return Classification(task, tokenizer, max_length or 128, eval_limit)
+
+
+def _train_and_judge(
+    model: nn.Module, work: Task, tokenizer: Any, finetune: FineTuning, seeds: Sequence[int], batch_size: int,
+    resamples: int,
+) -> tuple[list[Run], dict[str, Any]]:  # fmt: skip
+    runs, described = [], {}
+    kept = has_head(model, work.num_labels, work.kind)
+    for seed in seeds:
+        trained: Any = copy.deepcopy(model)
+        if not kept:
+            trained = with_head(trained, work.num_labels, work.kind, seed)
+        if trained.config.pad_token_id is None:  # classifiers of causal models look for the last real token
+            trained.config.pad_token_id = Padding(tokenizer).filler
+        rows, examples = work.training_rows(trained, finetune.limit)
+        training = fine_tune(trained, tokenizer, rows, finetune, seed, examples)
+        described = {**describe(trained), "head": "kept" if kept else "fresh"}
+        runs.append(Run(seed, training, work.judge(trained, batch_size, resamples)))
+    return runs, described

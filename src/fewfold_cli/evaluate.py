@@ -1,0 +1,202 @@
+"""``fewfold evaluate``: what a saved model is worth on a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewfold_cli.console import AsJson, Verbose, count, megabytes, out, print_json, table, working
+from fewfold_cli.files import existing_model, tokenizer_of
+
+TASKS = "cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, squad"
+EXAMPLE = (
+    "Example: fewfold evaluate ./small --task sst2 --finetune --seeds 3 --limit 10000 --out sst2.json, "
+    "or as it is: fewfold evaluate ./small --task stsb, "
+    "or on a text: fewfold evaluate ./small-lm --task perplexity --text test.txt"
+)
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="Folder of a saved model, compressed or dense.", metavar="DIR")],
+    task: Annotated[
+        str,
+        typer.Option(
+            "--task",
+            "-t",
+            help=f"{TASKS} (data from FEWFOLD_DATA, else from the Hub); perplexity of --text; or neighbours: the ten "
+            "nearest texts of each line of --text, shared with --against.",
+        ),
+    ],
+    finetune: Annotated[bool, typer.Option("--finetune", help="Train a copy on the task first.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Fine-tuned runs, seeds 0, 1, …")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Train on the first so many examples.")] = None,
+    eval_limit: Annotated[
+        int | None, typer.Option(min=1, help="Judge on the first so many examples (of perplexity: tokens).")
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the training examples.")] = 3,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate; 2e-5 to 5e-5 is usual.")] = 3e-5,
+    batch: Annotated[int, typer.Option(min=1, help="Examples a training step.")] = 32,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Train in bfloat16.")] = False,
+    max_length: Annotated[
+        int | None, typer.Option(min=4, help="Tokens a text; 128, of squad 384, of perplexity 512.")
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of squad: tokens that windows share (128). Of perplexity: tokens a window moves on (half a "
+            "window); of a masked model: mask every so manyth token at once (each alone)."
+        ),
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="A text file (.txt, also packed as .gz or .xz).")] = None,
+    against: Annotated[Path | None, typer.Option("--against", "-a", help="Model to compare neighbours with.")] = None,
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="Write the whole result as JSON.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Write every prediction, a JSON object a line.")] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Judge a model on a task with its official metrics, as it is or after fine-tuning.
+
+    Intervals are 95 % bootstrap intervals over examples; over several seeds mean and standard deviation are given.
+    """
+    with working(verbose):
+        existing_model(folder)
+        import fewfold
+
+        if not finetune and (limit is not None or seeds > 1):
+            raise fewfold.TaskError("--limit and --seeds are of training: add --finetune, or leave them out")
+        import torch
+
+        from fewfold.progress import step
+        from fewfold.tasks.result import write_json
+
+        with step("loading"):
+            model = fewfold.load(folder)
+            if torch.accelerator.is_available():
+                model.to(torch.accelerator.current_accelerator())
+            tokenizer = tokenizer_of(folder)
+        if tokenizer is None:
+            raise fewfold.TaskError(f"{folder} holds no tokenizer: save it beside the model")
+        if task in ("perplexity", "neighbours"):
+            result = _on_text(folder, model, tokenizer, task, text, against, max_length, stride, eval_limit)
+        else:
+            from fewfold.tasks import FineTuning
+            from fewfold.tasks import evaluate as judge
+
+            settings = FineTuning(learning_rate, epochs, batch, bf16=bf16, limit=limit)
+            found = judge(
+                model, task, tokenizer=tokenizer, finetune=settings if finetune else None, seeds=range(seeds),
+                max_length=max_length, stride=128 if stride is None else stride, eval_limit=eval_limit,
+                predictions=predictions,
+            )  # fmt: skip
+            result = {"folder": str(folder), **found.to_dict()}
+        if output is not None:
+            write_json(result, output)
+        if as_json:
+            print_json(result)
+        else:
+            _show(result, [file for file in (output, predictions) if file is not None])
+
+
+def _on_text(
+    folder: Path, model: Any, tokenizer: Any, task: str, text: Path | None, against: Path | None,
+    max_length: int | None, stride: int | None, limit: int | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Judge a model on unlabelled text."""
+    import time
+
+    import fewfold
+    from fewfold.measure.environment import environment
+    from fewfold.measure.fidelity import fidelity
+    from fewfold.tasks.perplexity import perplexity
+    from fewfold.tasks.result import describe
+
+    start = time.perf_counter()
+    if text is None:
+        raise fewfold.TaskError(f"--task {task} needs --text FILE")
+    lines = _lines(text)
+    if task == "perplexity":
+        measured = perplexity(model, tokenizer, lines, max_length or 512, stride, limit).to_dict()
+        metrics = {name: measured.pop(name) for name in ("perplexity", "word_perplexity")}
+        data: dict[str, Any] = {"source": text.name, **measured}
+    else:
+        if against is None:
+            raise fewfold.TaskError("--task neighbours needs --against DIR, the model to compare with")
+        lines = list(dict.fromkeys(line for line in lines if line.strip()))[:limit]
+        if len(lines) < 11:
+            raise fewfold.TaskError(f"--text {text} holds {len(lines)} distinct lines; ten neighbours need at least 11")
+        near = fidelity(fewfold.load(existing_model(against)).to(model.device), model, tokenizer, lines)
+        metrics = {"nn10": near.neighbour_overlap, "cosine": near.cosine, "hidden_error": near.hidden_error}
+        data = {"source": text.name, "texts": len(lines), "against": str(against)}
+    return {
+        "folder": str(folder),
+        "task": task,
+        "metrics": {
+            name: {"mean": value, "std": None, "values": [value]}
+            for name, value in metrics.items()
+            if value is not None
+        },
+        "model": describe(model),
+        "data": data,
+        "minutes": (time.perf_counter() - start) / 60,
+        "environment": environment(),
+    }
+
+
+def _lines(text: Path) -> list[str]:
+    """The lines of a text file; a missing one is an error of the system's."""
+    import fewfold
+    from fewfold.tasks.data import lines
+
+    try:
+        return lines(text.expanduser())
+    except (UnicodeDecodeError, EOFError) as error:
+        raise fewfold.TaskError(f"--text {text} is no UTF-8 text: {error}") from error
+
+
+def _show(result: dict[str, Any], written: list[Path]) -> None:
+    console, model = out(), result["model"]
+    state = "compressed" if model["compressed"] else "dense"
+    console.print(
+        f"[bold]{result['folder']}[/bold]: {state} {model['class']}, {count(model['parameters'])} parameters, "
+        f"{megabytes(model['bytes'])}"
+    )
+    runs = result.get("runs", [])
+    last = "standard deviation" if len(runs) > 1 else "95 % interval"
+    console.print(f"{result['task']}{_how(result)}")
+    drawn = table(None, "metric", "mean" if len(runs) > 1 else "value", last)
+    for name, found in result["metrics"].items():
+        if found["std"] is not None:
+            spread = f"{found['std']:.4f}"
+        elif runs:
+            spread = "{low:.4f} … {high:.4f}".format(**runs[0]["metrics"][name])
+        else:
+            spread = "–"
+        drawn.add_row(name, f"{found['mean']:.4f}", spread)
+    console.print(drawn)
+    for run in runs[:1]:
+        for what, done in (("trained", run["training"]), ("judged", run["evaluation"])):
+            if done:
+                pace = f"{done['seconds']:.0f} s, {done['seconds_per_1000']:.1f} s per 1,000"
+                console.print(f"{what} on {done['examples']:,} examples in {pace}")
+    console.print(f"{result['minutes']:.1f} min in all" + "".join(f"; written: {file}" for file in written))
+
+
+def _how(result: dict[str, Any]) -> str:
+    """How the figures came about, for the line above the table."""
+    if "settings" not in result:
+        data = result["data"]
+        return f" on {data['source']}" + (
+            f", {data['kind']} model, {data['tokens']:,} tokens" if "kind" in data else ""
+        )
+    settings, runs = result["settings"], result["runs"]
+    limits = ""
+    if settings["finetune"] and settings["finetune"]["limit"]:
+        limits += f", first {runs[0]['training']['examples']:,} training examples"
+    if settings["eval_limit"]:
+        limits += f", first {settings['eval_limit']:,} to judge on"
+    if settings["finetune"]:
+        return f": fine-tuned, {len(runs)} seed{'s' if len(runs) > 1 else ''}{limits}"
+    by = "" if runs[0]["evaluation"]["by"] == "head" else ", by cosines of sentence vectors"
+    return f": as it is{by}{limits}"

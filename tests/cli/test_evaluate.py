@@ -1,0 +1,115 @@
+"""fewfold evaluate."""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+import fewfold
+from fewfold.measure.fidelity import fidelity
+from fewfold.tasks import FineTuning, evaluate
+from fewfold.tasks.perplexity import masked_perplexity
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """Reviews of things that are big or small."""
+    folder = tmp_path / "data"
+    monkeypatch.setenv("FEWFOLD_DATA", str(folder))
+    for split, count in (("train", 64), ("dev", 24)):
+        rows = [
+            f"the {'big' if i % 2 else 'small'} {['cat', 'dog', 'tree'][i % 3]} sleeps\t{i % 2}" for i in range(count)
+        ]
+        (folder / "sst2").mkdir(parents=True, exist_ok=True)
+        (folder / "sst2" / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]))
+    (folder / "stsb").mkdir()
+    rows = [f"g\tf\ty\t1\t{i % 5 + 0.5}\tthe {'big' if i % 2 else 'old'} cat runs\ta cat sleeps" for i in range(12)]
+    (folder / "stsb" / "dev.tsv").write_text("\n".join(rows))
+    return folder
+
+
+def test_fine_tuned_over_seeds(run, small, root, tmp_path):
+    options = ("--finetune", "--seeds", 2, "--limit", 48, "--epochs", 2, "--learning-rate", 1e-3, "--batch", 8)
+    files = ("--out", tmp_path / "result.json", "--predictions", tmp_path / "predictions.jsonl")
+    shown = run("evaluate", small.folder, "--task", "sst2", *options, *files)
+    assert shown.code == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    found = result["metrics"]["accuracy"]
+    model, tokenizer = fewfold.load(small.folder), AutoTokenizer.from_pretrained(small.folder)
+    settings = FineTuning(1e-3, epochs=2, batch_size=8, limit=48)
+    expected = evaluate(model, "sst2", tokenizer=tokenizer, finetune=settings, seeds=(0, 1))
+    assert found == expected.metrics["accuracy"]
+    assert [run["training"]["loss"] for run in result["runs"]] == [run.training.loss for run in expected.runs]
+    assert f"{found['mean']:.4f}" in shown.out
+    assert "standard deviation" in shown.out
+    assert "fine-tuned, 2 seeds, first 48 training examples" in shown.out
+    assert "trained on 48 examples" in shown.out
+    assert result["model"]["replaced"] == {"low_rank in int8": 12}
+    assert result["folder"] == str(small.folder)
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 48
+
+
+def test_as_it_is(run, small, root):
+    result = run("evaluate", small.folder, "--task", "stsb", "--json")
+    assert result.code == 0
+    data = json.loads(result.out)
+    model, tokenizer = fewfold.load(small.folder), AutoTokenizer.from_pretrained(small.folder)
+    expected = evaluate(model, "stsb", tokenizer=tokenizer).metrics
+    assert data["metrics"]["spearman"]["mean"] == pytest.approx(expected["spearman"]["mean"])
+    shown = run("evaluate", small.folder, "--task", "stsb").out
+    assert "95 % interval" in shown
+    assert "as it is, by cosines of sentence vectors" in shown
+
+
+def test_neighbours_against_another_model(run, small, encoder, texts):
+    arguments = ("evaluate", small.folder, "--task", "neighbours", "--against", encoder, "--text", texts)
+    data = json.loads(run(*arguments, "--eval-limit", 40, "--json").out)
+    lines = texts.read_text().split("\n")[:40]
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    expected = fidelity(fewfold.load(encoder), fewfold.load(small.folder), tokenizer, lines)
+    assert data["metrics"]["nn10"]["mean"] == pytest.approx(expected.neighbour_overlap)
+    assert data["metrics"]["cosine"]["mean"] == pytest.approx(expected.cosine)
+    assert "nn10" in run(*arguments).out
+
+
+def test_perplexity_of_a_text(run, encoder, texts, tmp_path):
+    from transformers import AutoModelForMaskedLM
+
+    tokenizer, model = AutoTokenizer.from_pretrained(encoder), AutoModelForMaskedLM.from_pretrained(encoder)
+    fewfold.save(model, tmp_path / "lm", tokenizer=tokenizer)
+    arguments = (
+        "evaluate",
+        tmp_path / "lm",
+        "--task",
+        "perplexity",
+        "--text",
+        texts,
+        "--max-length",
+        16,
+        "--stride",
+        4,
+    )
+    data = json.loads(run(*arguments, "--eval-limit", 30, "--json").out)
+    expected = masked_perplexity(fewfold.load(tmp_path / "lm"), tokenizer, texts.read_text().split("\n"), 16, 4, 30)
+    assert data["metrics"]["perplexity"]["mean"] == pytest.approx(expected.perplexity)
+    assert data["data"]["tokens"] == 30
+    assert "masked model" in run(*arguments).out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task", "sst2"), "finetune"),
+        (("--task", "wnli"), "choose one of cola"),
+        (("--task", "rte"), "rte"),
+        (("--task", "sst2", "--limit", 5), "--finetune"),
+        (("--task", "perplexity"), "--text FILE"),
+        (("--task", "perplexity", "--text", "none.txt"), "none.txt"),
+        (("--task", "neighbours", "--text", __file__), "--against DIR"),
+    ],
+)
+def test_errors_are_one_message(arguments, message, run, small, root):
+    result = run("evaluate", small.folder, *arguments)
+    assert result.code == 1
+    assert message in " ".join(result.err.split())
+    assert "Traceback" not in result.err

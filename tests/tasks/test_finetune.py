@@ -1,0 +1,156 @@
+"""Fine-tuning against a plain loop, and what is recorded of it."""
+
+import copy
+
+import pytest
+import torch
+import transformers as tf
+
+import fewfold
+from fewfold import LowRank, TaskError
+from fewfold.tasks import FineTuning, fine_tune, with_head
+from fewfold.tasks.batches import Padding, by_length, text_rows, token_total
+from fewfold.tasks.glue import Example
+from fewfold.tasks.predict import class_logits
+
+
+@pytest.fixture
+def examples():
+    words = ["fine", "dull", "lovely", "poor", "great", "awful"]
+    return [Example(f"the film is {words[i % 6]} " + ". " * (i % 4), None, 1 - i % 2) for i in range(24)]
+
+
+def test_padding_by_hand(tokenizer):
+    rows = [{"input_ids": [7, 8, 9], "token_type_ids": [0, 1, 1], "attention_mask": [1, 1, 1], "labels": 2},
+            {"input_ids": [7], "token_type_ids": [0], "attention_mask": [1], "labels": 0}]  # fmt: skip
+    batch = {name: tensor.tolist() for name, tensor in Padding(tokenizer)(rows).items()}
+    pad = tokenizer.pad_token_id
+    assert batch == {
+        "input_ids": [[7, 8, 9], [7, pad, pad]],
+        "token_type_ids": [[0, 1, 1], [0, 0, 0]],
+        "attention_mask": [[1, 1, 1], [1, 0, 0]],
+        "labels": [2, 0],
+    }
+    assert token_total(rows) == 4
+
+
+def test_batches_of_like_length():
+    rows = [{"input_ids": [0] * length} for length in (3, 9, 1, 5, 9)]
+    assert list(by_length(rows, 2)) == [[1, 4], [3, 0], [2]]
+
+
+def test_rows_of_texts_pairs_and_scores(tokenizer, body, make_body):
+    model = with_head(body, 3)
+    pairs = [Example("the film", "is fine", 2.0), Example("a", "a play is dull .", 0.0)]
+    rows = text_rows(model, tokenizer, pairs, 6)
+    assert tokenizer.decode(rows[0]["input_ids"]) == "[CLS] the [SEP] is fine [SEP]"
+    assert rows[0]["token_type_ids"] == [0, 0, 0, 1, 1, 1]
+    assert [row["labels"] for row in rows] == [2, 0]
+    assert [row["labels"] for row in text_rows(model, tokenizer, pairs, 6, [1, 2, 0])] == [0, 1]
+    (row,) = text_rows(with_head(make_body(), 1), tokenizer, [Example("a " * 99, None, 2.5)], 500)
+    assert len(row["input_ids"]) == 64
+    assert row["labels"] == 2.5
+
+
+def test_predictions_come_in_the_order_of_the_rows(tokenizer, body, examples):
+    model = with_head(body, 3)
+    rows = text_rows(model, tokenizer, examples, 32)
+    found = class_logits(model, tokenizer, rows, batch_size=5)
+    with torch.no_grad():
+        single = [model(**tokenizer(example.first, return_tensors="pt")).logits[0] for example in examples]
+    torch.testing.assert_close(torch.from_numpy(found), torch.stack(single), rtol=1e-4, atol=1e-5)
+    model.classifier.bias.data[1] = float("nan")
+    with pytest.raises(TaskError, match="gives NaN or infinity"):
+        class_logits(model, tokenizer, rows)
+
+
+def plain_loop(model, batch, settings, steps):
+    """AdamW with linear warm-up and decay, all examples in every step."""
+    decayed = [p for n, p in model.named_parameters() if p.dim() > 1]
+    others = [p for n, p in model.named_parameters() if p.dim() == 1]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+    warm, losses = round(settings.warmup * steps), []
+    model.train()
+    for step in range(steps):
+        rate = step / warm if step < warm else (steps - step) / (steps - warm)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * rate
+        loss = torch.nn.functional.cross_entropy(
+            model(**{name: value for name, value in batch.items() if name != "labels"}).logits, batch["labels"]
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_gradient_norm)
+        optimizer.step()
+        losses.append(loss.item())
+    return sum(losses) / steps
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_training_equals_a_plain_loop(is_compressed, tokenizer, body, examples):
+    if is_compressed:
+        fewfold.compress(body, LowRank(targets="linears", rank=8, weighting="none"))
+    model = with_head(body, 2)
+    rows = text_rows(model, tokenizer, examples, 32)
+    settings = FineTuning(learning_rate=1e-3, epochs=5, batch_size=24, warmup=0.4, weight_decay=0.1)
+    reference = copy.deepcopy(model)
+    start = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    loss = plain_loop(reference, Padding(tokenizer)(rows), settings, steps=5)
+    done = fine_tune(model, tokenizer, rows, settings)
+    assert (done.examples, done.rows, done.steps, done.tokens) == (24, 24, 5, 5 * token_total(rows))
+    assert done.loss == pytest.approx(loss, rel=1e-4)
+    assert not model.training
+    for (name, found), expected in zip(model.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4, msg=name)
+    unused = {name for name, p in model.named_parameters() if p.numel() and torch.equal(p, start[name])}
+    assert unused == set()
+
+
+def test_what_is_judged_is_what_is_saved(tokenizer, body, examples, tmp_path):
+    fewfold.compress(body, LowRank(targets="linears", rank=8, weighting="none", stored_dtype="int8"))
+    model = with_head(body, 2)
+    rows = text_rows(model, tokenizer, examples, 32)
+    fine_tune(model, tokenizer, rows, FineTuning(learning_rate=3e-3, epochs=2, batch_size=8))
+    found = class_logits(model, tokenizer, rows)
+    model.save_pretrained(tmp_path)
+    again = tf.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(class_logits(again, tokenizer, rows), found, rtol=0, atol=1e-6)
+
+
+def test_the_seed_decides(tokenizer, make_body, examples):
+    def trained(seed, **changes):
+        model = with_head(make_body(), 2)
+        rows = text_rows(model, tokenizer, examples, 32)
+        fine_tune(model, tokenizer, rows, FineTuning(learning_rate=1e-3, epochs=1, batch_size=4, **changes), seed)
+        return model.classifier.weight.detach()
+
+    assert torch.equal(trained(1), trained(1))
+    assert not torch.equal(trained(1), trained(2))
+    torch.testing.assert_close(trained(1), trained(1, bf16=True), rtol=0, atol=2e-2)
+    assert not torch.equal(trained(1), trained(1, bf16=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0}, "learning_rate=0"),
+        ({"epochs": -1}, "epochs=-1"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"warmup": 1.0}, "warmup=1.0"),
+        ({"limit": 0}, "limit=0"),
+    ],
+)
+def test_settings_that_make_no_sense(changes, message):
+    with pytest.raises(TaskError, match=message):
+        FineTuning(**changes)
+
+
+def test_no_rows_and_no_numbers(tokenizer, body, examples):
+    model = with_head(body, 2)
+    with pytest.raises(TaskError, match="at least one"):
+        fine_tune(model, tokenizer, [], FineTuning())
+    model.classifier.weight.data[:] = float("inf")
+    rows = text_rows(model, tokenizer, examples, 32)
+    with pytest.raises(TaskError, match="lower learning_rate"):
+        fine_tune(model, tokenizer, rows, FineTuning(epochs=1))
