@@ -23,3 +23,7 @@ class BudgetError(FewfoldError):
 
 class CheckpointError(FewfoldError):
     """A checkpoint is incomplete, altered, or written by an unknown version."""
+
+
+class DistillError(FewfoldError):
+    """Teacher, student, data or settings do not fit together, or training went wrong."""

@@ -1,0 +1,23 @@
+import pytest
+from distill_models import make_teacher, make_tokenizer, sentences
+from transformers import BertForSequenceClassification
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def texts():
+    return sentences(96)
+
+
+@pytest.fixture
+def teacher():
+    return make_teacher()
+
+
+@pytest.fixture
+def classifier():
+    return make_teacher(BertForSequenceClassification, num_labels=3)
