@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import fewfold
 from fewfold import DistillConfig, LowRank
@@ -15,9 +15,7 @@ def sentences(count, seed=0):
     """Random sentences of 3 to 12 words."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(3, 13, (count,), generator=generator).tolist()
-    return [
-        " ".join(WORDS[i] for i in torch.randint(len(WORDS), (n,), generator=generator).tolist()) for n in lengths
-    ]
+    return [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (n,), generator=generator).tolist()) for n in lengths]
 
 
 def make_tokenizer(words=WORDS):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fewfold.checkpoint.save import save
-from fewfold.distill.run import Outcome, distil
-from fewfold.report.curves import loss_plot
+from fewfold.distill.records import write_history
+from fewfold.distill.run import distil
 
 
 def distill(
@@ -62,18 +61,10 @@ def distill(
         cache_teacher=None if cache_teacher is None else Path(cache_teacher), data_name=data_name,
     )  # fmt: skip
     if folder is not None and checkpoints is not None and is_main_process():
-        write(outcome, folder, tokenizer, source)
+        save(student, folder, tokenizer=tokenizer, source=source)
+        write_history(outcome, folder)
         shutil.rmtree(checkpoints, ignore_errors=True)
     return student
-
-
-def write(outcome: Outcome, folder: Path, tokenizer: Any, source: str | os.PathLike[str] | None = None) -> None:
-    """Save the student, what happened, and the picture of it."""
-    save(outcome.student, folder, tokenizer=tokenizer, source=source)
-    content = outcome.to_dict()
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    (folder / "distill.json").write_text(text, encoding="utf-8")
-    loss_plot(content["phases"], folder / "distill.png")
 
 
 def is_main_process() -> bool:

@@ -6,14 +6,12 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fewfold.calibration.inputs import cut_to_pieces
-from fewfold.checkpoint.config import structure_of
 from fewfold.distill.checkpoints import last_checkpoint, run_key
 from fewfold.distill.checks import check_data, check_labels, check_models
 from fewfold.distill.clock import Clock
@@ -21,44 +19,15 @@ from fewfold.distill.config import DistillConfig
 from fewfold.distill.examples import Examples, read_examples
 from fewfold.distill.history import History
 from fewfold.distill.objective import Objective
+from fewfold.distill.outcome import Outcome
 from fewfold.distill.presets import limited, phases_of
+from fewfold.distill.records import note_recovery
 from fewfold.distill.teachers import LiveTeacher, Teacher, cached_teacher
 from fewfold.distill.tokens import TokenisedTexts, tokenise
 from fewfold.measure.environment import environment
 from fewfold.measure.inputs import clipped_length
 from fewfold.optional import require
 from fewfold.stored import unpack
-
-
-@dataclass
-class Outcome:
-    """A finished recovery.
-
-    :param student: the trained model, the same object that was given.
-    :param histories: one a phase.
-    :param phases: their configs, limits as they were applied.
-    :param data: what was learned on: ``texts``, ``tokens`` (of one pass), ``held_out`` and ``excluded`` texts.
-    :param environment: versions and hardware.
-    """
-
-    student: Any
-    histories: list[History] = field(default_factory=list)
-    phases: list[DistillConfig] = field(default_factory=list)
-    data: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form, the student left out."""
-        return {
-            "environment": self.environment,
-            "data": self.data,
-            "minutes": sum(history.seconds for history in self.histories) / 60,
-            "tokens": sum(history.tokens for history in self.histories),
-            "phases": [
-                {"config": phase.model_dump(mode="json", exclude_defaults=True), **history.to_dict()}
-                for phase, history in zip(self.phases, self.histories, strict=True)
-            ],
-        }
 
 
 def distil(
@@ -106,7 +75,7 @@ def distil(
             "held_out": held_out_count(len(read[key]), phase), "excluded": examples.excluded,
         }  # fmt: skip
         started = time.perf_counter()
-    _record(student, outcome)
+    note_recovery(student, outcome)
     return outcome
 
 
@@ -191,19 +160,3 @@ def _folder(checkpoints: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
-
-
-def _record(student: Any, outcome: Outcome) -> None:
-    """Let the student's structure tell how it was recovered."""
-    structure = structure_of(student)
-    if structure is None:
-        return
-    for phase, history in zip(outcome.phases, outcome.histories, strict=True):
-        before, after = history.first_and_last
-        structure.provenance.setdefault("recoveries", []).append(
-            {
-                "config": phase.name, "source": phase.source, "data": outcome.data["name"], "steps": history.steps,
-                "tokens": history.tokens, "minutes": round(history.seconds / 60, 2), "loss_before": before,
-                "loss_after": after, "fewfold": outcome.environment["fewfold"],
-            }
-        )  # fmt: skip
