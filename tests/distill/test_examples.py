@@ -46,7 +46,14 @@ def test_labels_are_asked_for():
 
 def test_evaluation_sentences_are_kept_out():
     forbidden = ["The cat  sleeps.", "A DOG runs!", "Straße", ""]
-    texts = ["the cat sleeps", "A dog runs", "a dog runs away", "It rains. The cat sleeps. It stops.", "strasse", "a cat"]
+    texts = [
+        "the cat sleeps",
+        "A dog runs",
+        "a dog runs away",
+        "It rains. The cat sleeps. It stops.",
+        "strasse",
+        "a cat",
+    ]
     found = read_examples(texts, False, forbidden)
     assert found.texts == ["a dog runs away", "a cat"]
     assert found.excluded == 4

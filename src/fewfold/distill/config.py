@@ -85,7 +85,7 @@ class DistillConfig(_Strict):
     accumulation: int = Field(1, ge=1, description="parts that the batch of a process is run in")
 
     optimizer: Literal["adamw", "bert_adam"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0, description="of all but biases and norms")

@@ -39,7 +39,8 @@ def general() -> list[DistillConfig]:
     hidden = [HiddenTerm(layers="last", kind="relative"), HiddenTerm(layers="all", kind="relative")]
     return [
         DistillConfig(
-            hidden=hidden, batch_size=32, learning_rate=1e-3, pieces=True, schedule="cosine", freeze_tables=True,
+            hidden=hidden, batch_size=32, learning_rate=3e-4, warmup=0.1, schedule="cosine", pieces=True,
+            freeze_tables=True,
             name="general", source="ours: last and all hidden states",
         )
     ]  # fmt: skip

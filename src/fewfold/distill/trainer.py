@@ -24,6 +24,7 @@ from fewfold.distill.pupil import Pupil, finite
 from fewfold.distill.teachers import Teacher
 from fewfold.distill.tokens import TokenisedTexts
 from fewfold.errors import DistillError
+from fewfold.measure.inputs import clipped_length
 
 ENDLESS = 10**9  # steps of a run that the clock ends
 
@@ -55,8 +56,7 @@ class DistillTrainer(Trainer):
             self.tokens.lengths, config.batch_size, args.max_steps, config.seed, config.accumulation,
             args.process_index, args.world_size,
         )  # fmt: skip
-        pad_to = config.max_length if config.count_padding else None
-        return DataLoader(self.tokens, batch_sampler=batches, collate_fn=self.tokens.collator(pad_to))
+        return DataLoader(self.tokens, batch_sampler=batches, collate_fn=self.tokens.collator(self.padded_length))
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, None]:
         """The parts of one step; counts them, over all processes, and looks at the clock."""
@@ -83,7 +83,7 @@ class DistillTrainer(Trainer):
         scale = self.parts * self.args.world_size
         losses = model(inputs, {name: scale * count / self.totals[name] for name, count in counts.items()})
         if not finite(losses):
-            raise DistillError(self.trouble("the loss", {name: float(loss) for name, loss in losses.items()}))
+            raise DistillError(self.trouble("the loss", {name: loss.item() for name, loss in losses.items()}))
         for name, loss in losses.items():
             self.step_losses[name] = self.step_losses.get(name, 0.0) + loss.detach() / self.parts
         return torch.stack([*losses.values()]).sum()
@@ -137,7 +137,7 @@ class DistillTrainer(Trainer):
         """The weighted losses over texts that are not trained on, as if they were one batch."""
         self.model.eval()
         order = sorted(range(len(tokens)), key=lambda place: int(tokens.lengths[place]))
-        collate = tokens.collator(self.config.max_length if self.config.count_padding else None)
+        collate = tokens.collator(self.padded_length)
         batches = [collate(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
         counts = [self.criterion.counts(batch) for batch in batches]
         found: dict[str, float] = {}
@@ -147,6 +147,12 @@ class DistillTrainer(Trainer):
             for name, loss in self.model(moved, shares, teacher).items():
                 found[name] = found.get(name, 0.0) + float(loss)
         return found
+
+    @property
+    def padded_length(self) -> int | None:
+        """The length that every batch is padded to where padding counts."""
+        limit = clipped_length(self.model.student.config, self.config.max_length)
+        return limit if self.config.count_padding else None
 
     @property
     def criterion(self) -> Any:
