@@ -17,13 +17,16 @@ from fewfold.stored import StoredEmbedding
 
 
 class Pupil(nn.Module):
-    """What is trained: the student and the objective's projections. The teacher is no part of the module."""
+    """What is trained: the student and the objective's projections.
+
+    :param teacher: no module, so that its weights are neither trained nor saved nor sent to other processes.
+    """
 
     def __init__(self, student: Any, objective: Objective, teacher: Teacher) -> None:
         super().__init__()
         self.student, self.objective = student, objective
         self.needs = objective.needs(0)
-        self.__dict__["teacher"] = teacher
+        self.teacher = teacher
 
     def forward(
         self, batch: Mapping[str, Tensor], shares: Mapping[str, float], teacher: Teacher | None = None
@@ -33,7 +36,7 @@ class Pupil(nn.Module):
         :param shares: as of :class:`Objective`.
         :param teacher: another teacher than the usual.
         """
-        wanted = (teacher or self.__dict__["teacher"])(batch)
+        wanted = (teacher or self.teacher)(batch)
         return self.objective(run(self.student, batch, self.needs), wanted, batch, shares)
 
     def train(self, mode: bool = True) -> Pupil:

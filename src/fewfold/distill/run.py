@@ -107,11 +107,12 @@ def _phase(
     objective.to(next(student.parameters()).device)
     live: Teacher = LiveTeacher(teacher, objective.needs(1))
     with training(teacher, student, config), _folder(checkpoints) as folder:
-        source = live
+        pupil = Pupil(student, objective, live)
+        trainer = DistillTrainer(pupil, learned, config, clock, folder)
         if cache is not None:
             sentences_only = not config.hidden and config.sentence is not None
-            source = cached_teacher(cache, teacher, objective.needs(1), sentences_only, learned)
-        trainer = DistillTrainer(Pupil(student, objective, source), learned, config, clock, folder)
+            with trainer.args.main_process_first():
+                pupil.teacher = cached_teacher(cache, teacher, objective.needs(1), sentences_only, learned)
         key = run_key(config, learned.fingerprint(), _shapes(student))
         watch = Watch(trainer, key, held_out, live, saves=checkpoints is not None)
         found = last_checkpoint(folder, key) if resume else None

@@ -163,4 +163,4 @@ class Watch(TrainerCallback):
         self.needed = {**getattr(self, "needed", {}), **seconds}
         processes = self.trainer.args.world_size
         (mean,) = (total / processes for total in self.trainer.summed([sum(self.needed.values())]))
-        self.clock.reserve = 1.2 * mean
+        self.clock.reserve = 1.5 * mean
