@@ -22,6 +22,17 @@ def loss_plot(phases: Sequence[dict[str, Any]], path: str | PathLike[str]) -> Pa
     """
     if not phases:
         raise ValueError("loss_plot needs at least one phase")
+    draw_losses(phases).savefig(path)
+    return Path(path)
+
+
+def draw_losses(phases: Sequence[dict[str, Any]]) -> Any:
+    """Draw `loss_plot` without writing it.
+
+    :param phases: As of `loss_plot`.
+    :return: The matplotlib figure.
+    :raises ImportError: If matplotlib is missing.
+    """
     require("matplotlib", "distill")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -30,8 +41,7 @@ def loss_plot(phases: Sequence[dict[str, Any]], path: str | PathLike[str]) -> Pa
     FigureCanvasAgg(figure)
     for axis, phase in zip(figure.subplots(1, len(phases), squeeze=False)[0], phases, strict=True):
         _panel(axis, phase)
-    figure.savefig(path)
-    return Path(path)
+    return figure
 
 
 _APART = ("step", "seconds", "tokens", "learning_rate", "gradient_norm", "restored")
