@@ -48,7 +48,8 @@ def _check_tokenizers(teacher: Any, student: Any) -> None:
     if student is None or student is teacher:
         return
     theirs, ours = teacher.get_vocab(), student.get_vocab()
-    other = next((token for token, number in theirs.items() if ours.get(token) != number), None)
+    apart = [token for token, number in theirs.items() if ours.get(token) != number]
+    other = min(apart, key=theirs.__getitem__, default=None)
     if other is not None or len(theirs) != len(ours):
         named = f"for example {other!r} is {theirs.get(other)} and {ours.get(other)}" if other else "one has more"
         raise DistillError(f"the tokenizers of teacher and student differ ({named}): distil between models with one")
