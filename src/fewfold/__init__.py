@@ -2,7 +2,8 @@
 
 ``compress(model, LowRank(), budget=Budget(parameters="1/4 of linears"), calibration=texts, tokenizer=tokenizer)``
 replaces weights in place; ``save_pretrained`` and ``AutoModel.from_pretrained`` work as ever once fewfold is
-imported; ``densify(model)`` gives a plain model back.
+imported; ``distill(dense, model, texts, tokenizer=tokenizer, minutes=20)`` wins quality back; ``densify(model)`` gives
+a plain model back.
 """
 
 __version__ = "0.1.0"
@@ -13,10 +14,13 @@ from fewfold.checkpoint.densify import densify
 from fewfold.checkpoint.hook import install as _install
 from fewfold.checkpoint.save import load, save
 from fewfold.compress import compress
+from fewfold.distill.api import distill
+from fewfold.distill.config import DistillConfig
 from fewfold.errors import (
     BudgetError,
     CalibrationError,
     CheckpointError,
+    DistillError,
     FewfoldError,
     RecipeError,
     TargetError,
@@ -40,6 +44,8 @@ __all__ = [
     "CalibrationError",
     "CheckpointError",
     "Dense",
+    "DistillConfig",
+    "DistillError",
     "EmbeddingAutoencoder",
     "FewfoldError",
     "LowRank",
@@ -52,6 +58,7 @@ __all__ = [
     "Tucker",
     "compress",
     "densify",
+    "distill",
     "load",
     "pack",
     "save",

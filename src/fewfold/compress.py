@@ -1,4 +1,4 @@
-"""The main line: find, calibrate, allocate, fit, replace, record."""
+"""The main line: find, calibrate, allocate, fit, replace, record, recover."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from fewfold.calibration.statistics import NO_STATISTICS, Statistics
 from fewfold.checkpoint.config import FewfoldConfig, structure_of
 from fewfold.checkpoint.rebuild import record_of, ties_of
 from fewfold.checkpoint.structure import StoreRecord, Structure
+from fewfold.distill.recovery import Recovery, prepare
 from fewfold.fitting import Fitter
 from fewfold.measure.latency import latency
 from fewfold.methods.base import Unit
@@ -50,6 +51,8 @@ def compress(
     cache: bool = True,
     sequential: bool | None = None,
     calibration_name: str | None = None,
+    recover: Any = None,
+    recovery: Recovery | None = None,
 ) -> Any:
     """Compress a model in place: same class, fewer stored numbers.
 
@@ -69,10 +72,14 @@ def compress(
     :param sequential: fit target by target on the inputs that the compressed part before it gives (None: as the
         recipe says, by default yes); False fits every target on the dense model's inputs, in less time.
     :param calibration_name: what records and cards call the calibration data.
+    :param recover: distil from the dense model afterwards: minutes, '20min', '300 steps', a preset's name or a
+        DistillConfig (None: as the recipe says, by default not at all).
+    :param recovery: which texts to distil on (None: the calibration texts), and where to keep checkpoints.
     :return: ``model``.
     :raises FewfoldError: naming what is wrong; the model is then as it was.
     """
     recipe = Recipe.of(recipe)
+    distillation = prepare(model, recipe.recover if recover is None else recover, recovery, calibration, tokenizer)
     budgets = [*recipe.budget, *as_budgets(budget)]
     units = find_units(model, recipe)
     targets = [target for unit in units for target in unit.targets]
@@ -117,6 +124,8 @@ def compress(
         replacements = fitter.at_once(choices)
     replace_modules(model, replacements)
     _record(model, recipe, sizes, choices, statistics, fit, calibration_name)
+    if distillation is not None:
+        distillation.run(model)
     return model
 
 

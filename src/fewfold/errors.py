@@ -25,5 +25,9 @@ class CheckpointError(FewfoldError):
     """A checkpoint is incomplete, altered, or written by an unknown version."""
 
 
+class DistillError(FewfoldError):
+    """Teacher, student, data or settings do not fit together, or training went wrong."""
+
+
 class TaskError(FewfoldError):
     """A task, its data or its settings cannot be used, or a model does not fit the task."""

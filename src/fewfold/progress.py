@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -60,17 +60,28 @@ def track(iterable: Iterable[Item], description: str, total: int | None = None) 
     :param total: Number of items; taken from `len(iterable)` where that is known.
     :return: An iterator over the same items, in the same order.
     """
-    if not is_shown():
-        yield from iterable
-        return
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
+    with bar(description, total) as advance:
+        for done, item in enumerate(iterable, start=1):
+            yield item
+            advance(done, f"{done}/{total or '?'}")
+
+
+@contextmanager
+def bar(description: str, total: float | None = None) -> Iterator[Callable[[float, str], None]]:
+    """Show a bar on stderr that the block moves by calling what it is given with (done, a few words).
+
+    :param description: What is being done, in a few words.
+    :param total: What `done` is at the end, in any unit; None where nobody knows.
+    """
+    if not is_shown():
+        yield lambda done, count: None
+        return
     with _display() as progress:
         task = progress.add_task(description, total=total, count=f"0/{total or '?'}")
         try:
-            for done, item in enumerate(iterable, start=1):
-                yield item
-                progress.update(task, completed=done, count=f"{done}/{total or '?'}")
+            yield lambda done, count: progress.update(task, completed=done, count=count)
         finally:
             _close(progress, task)
 

@@ -12,6 +12,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fewfold.budget.budget import Budget
+from fewfold.distill.config import DistillConfig
+from fewfold.distill.presets import phases_of
 from fewfold.errors import BudgetError, RecipeError
 from fewfold.methods.base import MethodConfig
 from fewfold.methods.dense.config import Dense
@@ -34,6 +36,8 @@ class Recipe(BaseModel):
     :param methods: one config a step.
     :param budget: budgets that span the configs (each config may also carry its own).
     :param sequential: fit target by target on the inputs that the compressed part before it gives.
+    :param recover: distillation from the dense model afterwards: minutes, '20min', '300 steps', a preset's name, or
+        the fields of a DistillConfig, one or several phases.
     :param name: what to call it.
     :param source: the paper and table row that a preset reproduces.
     """
@@ -43,6 +47,7 @@ class Recipe(BaseModel):
     methods: list[AnyConfig] = Field(min_length=1)
     budget: list[Budget] = Field(default_factory=list)
     sequential: bool = True
+    recover: list[DistillConfig] = Field(default_factory=list)
     name: str = "custom"
     source: str = ""
 
@@ -51,6 +56,11 @@ class Recipe(BaseModel):
     def _listed(cls, value: Any) -> Any:
         items = value if isinstance(value, list | tuple) else [value]
         return [Budget.parse(item) for item in items if item is not None]
+
+    @field_validator("recover", mode="before")
+    @classmethod
+    def _phases(cls, value: Any) -> Any:
+        return phases_of(value) if value or value == 0 else []
 
     @classmethod
     def of(cls, source: Any) -> Recipe:

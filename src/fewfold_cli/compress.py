@@ -38,6 +38,20 @@ def compress(
     fit: Annotated[
         bool, typer.Option("--fit/--no-fit", help="Fit to the model's weights, or only build the structure to train.")
     ] = True,
+    recover: Annotated[
+        str | None,
+        typer.Option(
+            help="Distil from MODEL afterwards: '20min', '300 steps', a preset or .yaml of `fewfold distill`."
+        ),
+    ] = None,
+    recover_data: Annotated[
+        list[str] | None,
+        typer.Option(help="Texts to distil on, as of `fewfold distill --data` (else --calibration's)."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Evaluation sentences to keep out of recovery: a text file, or '{texts.STSB}'."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens kept of a calibration text.")] = 128,
     force: Annotated[bool, typer.Option("--force", help="Replace the model that OUT holds.")] = False,
@@ -50,6 +64,8 @@ def compress(
     """
     with working(verbose), model_files(model) as files:
         import fewfold
+        from fewfold.distill.records import keep_history
+        from fewfold.distill.recovery import Recovery
         from fewfold.measure.disk import file_bytes
         from fewfold.measure.parameters import stored_bytes, unique_parameters
         from fewfold.progress import step
@@ -59,7 +75,12 @@ def compress(
         calibrating, name = texts.calibration_texts(calibration) if calibration else (None, None)
         with step("loading"):
             loaded = fewfold.load(loadable(model, files))
-            tokenizer = tokenizer_of(files) if calibrating else None
+            tokenizer = tokenizer_of(files) if calibrating or recover_data else None
+        recovery = None
+        if recover is not None or steps.recover:
+            learning, learned = texts.rows(recover_data) if recover_data else (calibrating, name)
+            work = output.with_name(f"{output.name}.checkpoints")
+            recovery = Recovery(learning, texts.excluded(exclude or []), work, learned)
         before = {"parameters": unique_parameters(loaded), "bytes": stored_bytes(loaded)}
         start = time.perf_counter()
         with warnings.catch_warnings(record=True) as caught:
@@ -74,10 +95,14 @@ def compress(
                 seed=seed,
                 max_length=max_length,
                 calibration_name=name,
+                recover=recover,
+                recovery=recovery,
             )
         seconds = time.perf_counter() - start
         with step("saving"):
             fewfold.save(loaded, output, source=files)
+            if recovery is not None and recovery.folder is not None:
+                keep_history(recovery.folder, output)
         _pass_on(caught)
         result = {
             "folder": str(output),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewfold_cli import compress, demo, densify, evaluate, inspect, measure, recipes
+from fewfold_cli import compress, demo, densify, distill, evaluate, inspect, measure, recipes
 
 app = typer.Typer(
     name="fewfold",
@@ -35,6 +35,7 @@ def _root(
 
 
 app.command("compress", epilog=compress.EXAMPLE)(compress.compress)
+app.command("distill", epilog=distill.EXAMPLE)(distill.distill)
 app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command("measure", epilog=measure.EXAMPLE)(measure.measure)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)

@@ -1,8 +1,10 @@
-"""Calibration texts by name or file."""
+"""Texts by name or file: to calibrate on, to distil on, to keep out."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 NAMED = ("mixed-512", "wiki-512")
 MANUAL = "python-manual"
@@ -10,12 +12,18 @@ HELP = (
     "Texts like those the model will see: a file with one a line (.txt, also packed as .gz or .xz), "
     f"'{MANUAL}' (prose of Python's own manual, on every machine), or {' or '.join(NAMED)} from FEWFOLD_DATA."
 )
+STSB = "stsb-dev"
+ROWS_HELP = (
+    "What to learn on: text files with one text a line (.txt, also .gz or .xz), or rows with labels (.jsonl), "
+    "or a name as for calibration. Give it several times for several files."
+)
 
 
-def calibration_texts(source: str) -> tuple[list[str], str]:
+def calibration_texts(source: str, option: str = "--calibration") -> tuple[list[str], str]:
     """Read calibration texts.
 
     :param source: a file's path or one of the names in :data:`HELP`.
+    :param option: what errors call it.
     :return: the texts and the name that records call them by.
     :raises CalibrationError: if there is no such file or name, or nothing in it.
     """
@@ -32,13 +40,49 @@ def calibration_texts(source: str) -> tuple[list[str], str]:
         return sentences[:: max(1, len(sentences) // 512)][:512], MANUAL
     path = Path(source).expanduser()
     if not path.is_file():
-        raise CalibrationError(
-            f"--calibration {source}: no such file; give a text file, {MANUAL}, {' or '.join(NAMED)}"
-        )
+        raise CalibrationError(f"{option} {source}: no such file; give a text file, {MANUAL}, {' or '.join(NAMED)}")
     try:
         texts = [line for line in lines(path) if line.strip()]
     except (UnicodeDecodeError, EOFError) as error:
-        raise CalibrationError(f"--calibration {source} is no UTF-8 text: {error}") from error
+        raise CalibrationError(f"{option} {source} is no UTF-8 text: {error}") from error
     if not texts:
-        raise CalibrationError(f"--calibration {source} holds no text")
+        raise CalibrationError(f"{option} {source} holds no text")
     return texts, path.name
+
+
+def rows(sources: list[str]) -> tuple[list[Any], str]:
+    """Read what to distil on.
+
+    :param sources: text files, names as of :func:`calibration_texts`, or .jsonl files with an object a line.
+    :return: texts or dictionaries, and the name that records call them by.
+    :raises CalibrationError: if there is no such file or name, or nothing in it.
+    """
+    found: list[Any] = []
+    names = []
+    for source in sources:
+        read, name = calibration_texts(source, "--data")
+        found += _objects(read, source) if ".jsonl" in Path(source).suffixes else read
+        names.append(name)
+    return found, ", ".join(names)
+
+
+def _objects(lines: list[str], source: str) -> list[dict[str, Any]]:
+    from fewfold import CalibrationError
+
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise CalibrationError(f"--data {source}, line {number} is no JSON: {error.msg}") from None
+    return found
+
+
+def excluded(sources: list[str]) -> list[str]:
+    """Read evaluation sentences: text files, or those of STS-B's dev split."""
+    from fewfold.tasks.data import distinct_sentences, stsb
+
+    found: list[str] = []
+    for source in sources:
+        found += distinct_sentences(stsb("dev")) if source == STSB else calibration_texts(source, "--exclude")[0]
+    return found

@@ -88,6 +88,11 @@ def card_text(model: nn.Module, structure: Structure, base: str, numbers: dict[s
             f"  - budget `{budget['asked']}`: limit {budget['limit']:,.6g}, reached {budget['reached']:,.6g}"
             for budget in step["budgets"]
         ]
+    lines += [
+        f"- recovered by distillation `{step['config']}` on {step['data']}: {step['steps']:,} steps, "
+        f"{step['tokens']:,} tokens, {step['minutes']:.1f} minutes"
+        for step in structure.provenance.get("recoveries", [])
+    ]
     counted = Counter((record.method, record.stored_dtype, record.kind) for record in structure.targets)
     lines += ["", "| method | stored dtype | kind | weights |", "|---|---|---|---|"]
     lines += [f"| {method} | {dtype} | {kind} | {count} |" for (method, dtype, kind), count in counted.items()]

@@ -1,0 +1,47 @@
+"""Checkpoints of a running distillation: complete or not there, and of this run or refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from fewfold.distill.config import DistillConfig
+from fewfold.errors import DistillError
+
+STATE = "distill_state.json"
+LIMITS = ("steps", "minutes", "epochs", "checkpoint_minutes", "evaluate_minutes", "patience", "log_steps")
+
+
+def run_key(config: DistillConfig, data: str, student: str) -> str:
+    """What has to be the same for a run to go on: all but its limits, the data and the student's shapes."""
+    settings = json.dumps({k: v for k, v in config.model_dump(mode="json").items() if k not in LIMITS})
+    return hashlib.blake2b(f"{settings}|{data}|{student}".encode(), digest_size=16).hexdigest()
+
+
+def write_state(folder: Path, state: dict[str, Any]) -> None:
+    """Mark a checkpoint complete and say where the run was; written last, in one step."""
+    partial = folder / f"{STATE}.partial"
+    partial.write_text(json.dumps(state) + "\n", encoding="utf-8")
+    os.replace(partial, folder / STATE)
+
+
+def last_checkpoint(folder: Path, key: str) -> tuple[Path, dict[str, Any]] | None:
+    """The newest complete checkpoint and its state.
+
+    :param key: of this run.
+    :raises DistillError: if it belongs to another run.
+    """
+    found = [path for path in folder.glob("checkpoint-*") if (path / STATE).is_file()]
+    if not found:
+        return None
+    newest = max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    state = json.loads((newest / STATE).read_text(encoding="utf-8"))
+    if state["key"] != key:
+        raise DistillError(
+            f"{folder} holds checkpoints of a run with other settings, data or student: remove that folder, or start "
+            "anew with resume=False (--fresh)"
+        )
+    return newest, state

@@ -1,0 +1,110 @@
+"""Refuse, before hours are spent, what cannot come out well."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewfold.distill.config import DistillConfig
+from fewfold.distill.tokens import TokenisedTexts
+from fewfold.errors import DistillError
+
+REPEATS = 200  # passes over the data beyond which a warning says that it is little
+
+
+def check_models(teacher: Any, student: Any, tokenizer: Any, student_tokenizer: Any = None) -> None:
+    """Whether the two models read the same tokens, and the student can train.
+
+    :raises DistillError: naming the difference.
+    """
+    for who, model in (("teacher", teacher), ("student", student)):
+        if getattr(model, "config", None) is None or not hasattr(model, "base_model"):
+            raise DistillError(f"the {who} is a {type(model).__name__}; distillation needs transformers models")
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise DistillError(f"the {who} is an encoder–decoder; distillation serves encoders and decoders alone")
+        if not hasattr(model.config.get_text_config(), "vocab_size"):
+            raise DistillError(f"the {who} {type(model).__name__} reads no tokens; distillation needs models of text")
+    if teacher is student:
+        raise DistillError("teacher and student are the same object: keep a copy of the dense model before compressing")
+    sizes = [model.config.get_text_config().vocab_size for model in (teacher, student)]
+    if sizes[0] != sizes[1]:
+        raise DistillError(
+            f"the teacher's vocabulary has {sizes[0]} tokens and the student's {sizes[1]}: distil between models with "
+            "one tokenizer"
+        )
+    if tokenizer is None:
+        raise DistillError("texts need a tokenizer: distill(…, tokenizer=tokenizer)")
+    _check_tokenizers(tokenizer, student_tokenizer)
+    if len(tokenizer) > sizes[0]:
+        raise DistillError(f"the tokenizer gives {len(tokenizer)} tokens and the models know {sizes[0]}")
+    _check_trainable(student)
+
+
+def _check_tokenizers(teacher: Any, student: Any) -> None:
+    if student is None or student is teacher:
+        return
+    theirs, ours = teacher.get_vocab(), student.get_vocab()
+    apart = [token for token, number in theirs.items() if ours.get(token) != number]
+    other = min(apart, key=theirs.__getitem__, default=None)
+    if other is not None or len(theirs) != len(ours):
+        named = f"for example {other!r} is {theirs.get(other)} and {ours.get(other)}" if other else "one has more"
+        raise DistillError(f"the tokenizers of teacher and student differ ({named}): distil between models with one")
+
+
+def _check_trainable(student: nn.Module) -> None:
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    if not trained:
+        raise DistillError("no parameter of the student trains: student.requires_grad_(True), or unpack a packed model")
+    half = next((p.dtype for p in trained if p.dtype in (torch.float16, torch.bfloat16)), None)
+    if half is not None:
+        raise DistillError(f"the student's weights are {half}: train student.float(), with bf16=True for autocast")
+
+
+def check_data(tokens: TokenisedTexts, config: DistillConfig, steps: int | None) -> None:
+    """Whether there is enough text for the run.
+
+    :param tokens: the texts to train on.
+    :param steps: planned steps, if known.
+    :raises DistillError: if there are fewer texts than one batch has.
+    """
+    if len(tokens) < config.batch_size:
+        raise DistillError(
+            f"{len(tokens)} texts to train on do not fill one batch of {config.batch_size} ({config.validation} are "
+            "asked for validation): give more text, or lower batch_size"
+        )
+    if int(tokens.lengths.max()) < 4:
+        raise DistillError("no text is longer than 3 tokens: give sentences or paragraphs")
+    if steps is not None and steps * config.batch_size > REPEATS * len(tokens):
+        passes = steps * config.batch_size / len(tokens)
+        warnings.warn(
+            f"{steps} steps read each of {len(tokens)} texts {passes:.0f} times: give more text", stacklevel=3
+        )
+
+
+def check_parts(batch_size: int, accumulation: int, processes: int) -> None:
+    """Whether a batch can be dealt to all processes and their parts.
+
+    :raises DistillError: saying which sizes go.
+    """
+    if batch_size % (accumulation * processes):
+        raise DistillError(
+            f"batch_size={batch_size} is not divided by {processes} processes × accumulation={accumulation}: choose a "
+            f"multiple of {accumulation * processes}"
+        )
+
+
+def check_labels(labels: Sequence[float] | None, student: Any) -> None:
+    """Whether labels fit the student's head.
+
+    :raises DistillError: naming the label that does not.
+    """
+    classes = getattr(student.config, "num_labels", 1)
+    if labels is None or classes == 1:
+        return
+    wrong = next((label for label in labels if label != int(label) or not 0 <= label < classes), None)
+    if wrong is not None:
+        raise DistillError(f"label {wrong:g} is no class of the student, which has {classes} (0…{classes - 1})")

@@ -1,0 +1,187 @@
+"""What is learned from the teacher, and how: losses, optimizer, schedule and limits; from Python or YAML."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fewfold.errors import DistillError
+
+Layers = Literal["last", "all"] | list[int] | list[tuple[int, int]]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class HiddenTerm(_Strict):
+    """Squared error of hidden states."""
+
+    weight: float = Field(1.0, gt=0)
+    layers: Layers = Field(
+        "last", description="'last', 'all' (0 is the embeddings' output), student layers, or (student, teacher) pairs"
+    )
+    kind: Literal["mse", "relative"] = Field(
+        "mse", description="mean squared error, or that over the mean square of the teacher's vector, token by token"
+    )
+
+
+class LogitsTerm(_Strict):
+    """Nearness of the output distributions."""
+
+    weight: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0)
+    kind: Literal["kl", "soft_cross_entropy"] = Field(
+        "kl", description="KL divergence times T², or cross-entropy averaged over classes too and without T²"
+    )
+
+
+class AttentionTerm(_Strict):
+    """Nearness of what the heads do."""
+
+    weight: float = Field(1.0, gt=0)
+    layers: Layers = Field("last", description="as of hidden states; layer 1 is the first")
+    kind: Literal["scores", "probabilities", "values"] = Field(
+        "probabilities",
+        description="squared error of scaled scores before the softmax, KL divergence of attention, or KL divergence "
+        "of relations between value vectors (MiniLM, Wang et al. 2020)",
+    )
+
+
+class WeightedTerm(_Strict):
+    """A term with nothing to choose but its weight."""
+
+    weight: float = Field(1.0, gt=0)
+
+
+class DistillConfig(_Strict):
+    """One phase of distillation.
+
+    Squared errors and divergences are means over real tokens (``reduction="tokens"``), or over the texts of a batch
+    of each text's own mean (``"examples"``). Without ``steps``, ``epochs`` or ``minutes``, one epoch is run.
+    """
+
+    hidden: list[HiddenTerm] = Field(default_factory=list)
+    logits: LogitsTerm | None = None
+    attention: list[AttentionTerm] = Field(default_factory=list)
+    sentence: WeightedTerm | None = Field(None, description="1 − cosine of mean-pooled last hidden states")
+    labels: WeightedTerm | None = Field(None, description="cross-entropy with labels, squared error with scores")
+    reduction: Literal["tokens", "examples"] = "tokens"
+    count_padding: bool = Field(False, description="padding counts like text (as the published code has it)")
+    projection: bool = Field(False, description="learn a map from the student's width to the teacher's")
+    dropout: bool = Field(False, description="the student's dropout is on")
+    freeze_tables: bool = Field(
+        False, description="token and position tables that were not compressed stay as they are"
+    )
+
+    max_length: int = Field(128, ge=2, description="tokens kept of a text")
+    pieces: bool = Field(False, description="cut texts into pieces of 4 to 32 words, so that all lengths are learned")
+    batch_size: int = Field(32, ge=1, description="texts a step, over all processes and accumulated parts")
+    accumulation: int = Field(1, ge=1, description="parts that the batch of a process is run in")
+
+    optimizer: Literal["adamw", "bert_adam"] = "adamw"
+    learning_rate: float = Field(3e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0, description="of all but biases and norms")
+    clip: float = Field(1.0, ge=0, description="norm that gradients are cut to, 0: never")
+    clip_by: Literal["model", "tensor"] = "model"
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the run in which the rate rises")
+    bf16: bool = Field(False, description="autocast to bfloat16")
+
+    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    minutes: float | None = Field(None, gt=0, description="wall-clock limit; the schedule then follows the clock")
+    validation: int = Field(128, ge=0, description="texts held out to measure the loss on")
+    evaluate_minutes: float = Field(5.0, gt=0, description="minutes between two measurements on held-out texts")
+    patience: int | None = Field(None, ge=1, description="measurements without a gain after which to stop")
+    checkpoint_minutes: float = Field(5.0, gt=0)
+    log_steps: int = Field(10, ge=1, description="steps that one point of the loss curve averages")
+    seed: int = 0
+    name: str = "custom"
+    source: str = ""
+
+    @field_validator("hidden", "attention", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return value if isinstance(value, list | tuple) else [] if value is None else [value]
+
+    @model_validator(mode="after")
+    def _teaches(self) -> DistillConfig:
+        if not (self.hidden or self.attention or self.logits or self.sentence or self.labels):
+            raise ValueError("no loss: give at least one of hidden, logits, attention, sentence, labels")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"accumulation={self.accumulation} does not divide batch_size={self.batch_size}")
+        return self
+
+    def changed(self, **values: Any) -> DistillConfig:
+        """A checked copy with other values.
+
+        :raises DistillError: naming the wrong key or value.
+        """
+        return validated({**self.model_dump(), **values}, f"config {self.name}")
+
+    def limited(self, minutes: float | None = None, steps: int | None = None) -> DistillConfig:
+        """A copy that ends after so many minutes or steps, whichever comes first; without either, as it was."""
+        if minutes is None and steps is None:
+            return self
+        return self.changed(minutes=minutes, steps=steps, epochs=None)
+
+
+def validated(data: Any, where: str) -> DistillConfig:
+    """A config from a dictionary.
+
+    :param where: what errors call it.
+    :raises DistillError: naming the wrong key or value.
+    """
+    try:
+        return DistillConfig.model_validate(data)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            place = ".".join(str(piece) for piece in problem["loc"])
+            lines.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": "))
+        raise DistillError(f"{where} is wrong at " + "; ".join(lines)) from None
+
+
+def read_yaml(path: str | os.PathLike[str]) -> list[DistillConfig]:
+    """Read a config file: the fields of one phase, or a list of phases under ``phases:``.
+
+    :raises DistillError: if the file is missing, no YAML, or holds a wrong key or value.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DistillError(f"config {path} cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise DistillError(f"config {path} is no YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise DistillError(f"config {path} is empty; write losses such as 'hidden: {{weight: 1}}'")
+    phases = data.get("phases", [data])
+    return [validated(phase, f"config {path}, phase {number}") for number, phase in enumerate(phases, 1)]
+
+
+def write_yaml(phases: list[DistillConfig], path: str | os.PathLike[str]) -> None:
+    """Write a config file that :func:`read_yaml` reads back equal."""
+    data = [phase.model_dump(mode="json", exclude_defaults=True) for phase in phases]
+    Path(path).write_text(yaml.safe_dump({"phases": data}, sort_keys=False), encoding="utf-8")
+
+
+_UNITS = {"s": 1 / 60, "sec": 1 / 60, "m": 1, "min": 1, "minute": 1, "minutes": 1, "h": 60, "hour": 60, "hours": 60}
+
+
+def parse_limit(text: str) -> dict[str, Any] | None:
+    """'20min', '1.5 h' or '300 steps' as values of a config; None for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text)
+    if match is None:
+        return None
+    if match[2] in ("step", "steps") and match[1].isdigit():
+        return {"steps": int(match[1])}
+    return {"minutes": float(match[1]) * _UNITS[match[2]]} if match[2] in _UNITS else None

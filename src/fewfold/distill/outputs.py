@@ -1,0 +1,66 @@
+"""Run teacher or student once and keep what the losses ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from fewfold.distill.attention import Heads, recording
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What to keep of a forward pass.
+
+    :param last: last hidden states.
+    :param hidden: all hidden states.
+    :param logits: the head's output.
+    :param attention: numbers of attention layers, the first is 1.
+    """
+
+    last: bool = False
+    hidden: bool = False
+    logits: bool = False
+    attention: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one model gave for one batch.
+
+    :param last: ``(batch, length, width)``.
+    :param hidden: of every layer, the embeddings' output first.
+    :param logits: ``(batch, classes)`` or ``(batch, length, vocab)``.
+    :param attention: by layer number.
+    :param sentence: mean-pooled last hidden states ``(batch, width)``, where they were kept instead of ``last``.
+    """
+
+    last: Tensor | None = None
+    hidden: tuple[Tensor, ...] = ()
+    logits: Tensor | None = None
+    attention: Mapping[int, Heads] = field(default_factory=dict)
+    sentence: Tensor | None = None
+
+
+def run(model: Any, batch: Mapping[str, Tensor], needs: Needs) -> Outputs:
+    """Run ``model`` on a batch of token ids."""
+    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    headed = model.base_model is not model
+    states = needs.hidden or (needs.last and headed)
+    if headed and not needs.logits:
+        # the body alone: a head over the vocabulary can cost as much as the rest
+        model = model.base_model
+        states = needs.hidden
+    options = {"output_hidden_states": True} if states else {}
+    if getattr(model.config, "use_cache", False):
+        options["use_cache"] = False
+    with recording(model, needs.attention) as heads:
+        output = model(**inputs, **options, return_dict=True)
+    hidden = tuple(output.hidden_states) if states else ()
+    last = output["last_hidden_state"] if "last_hidden_state" in output else (hidden[-1] if hidden else None)
+    return Outputs(last, hidden if needs.hidden else (), output.get("logits"), heads)

@@ -1,0 +1,77 @@
+"""Recovery as a step of compression: the dense model is kept as the teacher."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewfold.distill.checks import check_models
+from fewfold.distill.config import DistillConfig
+from fewfold.distill.examples import read_examples
+from fewfold.distill.presets import phases_of
+from fewfold.errors import DistillError
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Where a recovery after compression takes its texts from, and keeps what it writes.
+
+    :param data: as of :func:`fewfold.distill` (None: the calibration texts).
+    :param exclude: evaluation sentences to keep out.
+    :param folder: for checkpoints while it runs; in the end ``distill.json`` and ``distill.png`` stand there.
+    :param name: what records call the data.
+    """
+
+    data: Any = None
+    exclude: Iterable[str] = ()
+    folder: Path | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A planned recovery, teacher included."""
+
+    teacher: Any
+    phases: list[DistillConfig]
+    tokenizer: Any
+    recovery: Recovery
+
+    def run(self, student: Any) -> None:
+        """Let the compressed model learn from the dense one."""
+        from fewfold.distill.records import write_history
+        from fewfold.distill.run import distil
+
+        folder = self.recovery.folder
+        outcome = distil(
+            self.teacher, student, self.recovery.data, config=self.phases, tokenizer=self.tokenizer,
+            exclude=self.recovery.exclude, checkpoints=folder, data_name=self.recovery.name,
+        )  # fmt: skip
+        if folder is not None:
+            write_history(outcome, folder)
+
+
+def prepare(
+    model: Any, recover: Any, recovery: Recovery | None, calibration: Any, tokenizer: Any
+) -> Distillation | None:
+    """Plan a recovery before anything is compressed; None where none is asked for.
+
+    :param recover: phases, or what :func:`phases_of` reads as such.
+    :raises DistillError: if there are no texts to distil on.
+    """
+    if recover is None or recover == []:
+        return None
+    phases, recovery = phases_of(recover), recovery or Recovery()
+    data = calibration if recovery.data is None else recovery.data
+    if data is None:
+        raise DistillError("recovery needs texts: pass calibration=texts, or recovery=Recovery(data=texts)")
+    if isinstance(data, Iterator):
+        raise DistillError("recovery reads its texts after compression has: pass a list, not an iterator")
+    teacher = copy.deepcopy(model)
+    check_models(teacher, model, tokenizer)
+    exclude = list(recovery.exclude)
+    read_examples(data, any(phase.labels for phase in phases), exclude)
+    return Distillation(teacher, phases, tokenizer, Recovery(data, exclude, recovery.folder, recovery.name))

@@ -1,0 +1,163 @@
+"""The main line of recovery: check, read, tokenise, train, phase by phase."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewfold.calibration.inputs import cut_to_pieces
+from fewfold.distill.checkpoints import last_checkpoint, run_key
+from fewfold.distill.checks import check_data, check_labels, check_models
+from fewfold.distill.clock import Clock
+from fewfold.distill.config import DistillConfig
+from fewfold.distill.examples import Examples, read_examples
+from fewfold.distill.history import History
+from fewfold.distill.objective import Objective
+from fewfold.distill.outcome import Outcome
+from fewfold.distill.presets import limited, phases_of
+from fewfold.distill.records import note_recovery
+from fewfold.distill.teachers import LiveTeacher, Teacher, cached_teacher
+from fewfold.distill.tokens import TokenisedTexts, tokenise
+from fewfold.measure.environment import environment
+from fewfold.measure.inputs import clipped_length
+from fewfold.optional import require
+from fewfold.stored import unpack
+
+
+def distil(
+    teacher: Any,
+    student: Any,
+    data: Any,
+    *,
+    config: Any = "general",
+    tokenizer: Any = None,
+    student_tokenizer: Any = None,
+    minutes: float | None = None,
+    steps: int | None = None,
+    exclude: Iterable[str] = (),
+    checkpoints: Path | None = None,
+    resume: bool = True,
+    cache_teacher: Path | None = None,
+    data_name: str | None = None,
+) -> Outcome:
+    """Train a student in place; parameters as of :func:`fewfold.distill`.
+
+    :param checkpoints: folder of checkpoints (None: none are written).
+    :raises DistillError: naming what does not fit, before anything is trained.
+    """
+    require("accelerate", "distill")
+    started = time.perf_counter()
+    phases = phases_of(config)
+    if minutes is not None or steps is not None:
+        phases = limited(phases, minutes, steps)
+    check_models(teacher, student, tokenizer, student_tokenizer)
+    examples = read_examples(data, any(phase.labels for phase in phases), exclude)
+    check_labels(examples.labels, student)
+    unpack(student)
+    outcome = Outcome(student, environment=environment())
+    read: dict[tuple, TokenisedTexts] = {}
+    for number, phase in enumerate(phases, 1):
+        key = phase.pieces, phase.max_length, phase.seed
+        if key not in read:
+            read[key] = _tokens(examples, tokenizer, student, phase)
+        folder = None if checkpoints is None else checkpoints / f"phase-{number}"
+        history = _phase(teacher, student, read[key], phase, started, folder, resume, cache_teacher)
+        outcome.histories.append(history)
+        outcome.phases.append(phase)
+        outcome.data = {
+            "name": data_name or "unnamed", "texts": len(read[key]), "tokens": int(read[key].offsets[-1]),
+            "held_out": held_out_count(len(read[key]), phase), "excluded": examples.excluded,
+        }  # fmt: skip
+        started = time.perf_counter()
+    note_recovery(student, outcome)
+    return outcome
+
+
+def _tokens(examples: Examples, tokenizer: Any, student: Any, config: DistillConfig) -> TokenisedTexts:
+    """All texts tokenised, cut into pieces first where that is asked for and they stand alone."""
+    if config.pieces and examples.pairs is None and examples.labels is None:
+        examples = Examples(cut_to_pieces(examples.texts, config.seed))
+    return tokenise(examples, tokenizer, clipped_length(student.config, config.max_length))
+
+
+def _phase(
+    teacher: Any,
+    student: Any,
+    tokens: TokenisedTexts,
+    config: DistillConfig,
+    started: float,
+    checkpoints: Path | None,
+    resume: bool,
+    cache: Path | None,
+) -> History:
+    from fewfold.distill.pupil import Pupil, training
+    from fewfold.distill.trainer import DistillTrainer
+    from fewfold.distill.watch import Watch
+
+    learned, held_out = _held_out(tokens, config)
+    clock = Clock(planned_steps(config, len(learned)), config.minutes, started)
+    check_data(learned, config, clock.steps)
+    objective = Objective(config, student, teacher)
+    objective.to(next(student.parameters()).device)
+    live: Teacher = LiveTeacher(teacher, objective.needs(1))
+    with training(teacher, student, config), _folder(checkpoints) as folder:
+        pupil = Pupil(student, objective, live)
+        trainer = DistillTrainer(pupil, learned, config, clock, folder)
+        if cache is not None:
+            sentences_only = not config.hidden and config.sentence is not None
+            with trainer.args.main_process_first():
+                pupil.teacher = cached_teacher(cache, teacher, objective.needs(1), sentences_only, learned)
+        key = run_key(config, learned.fingerprint(), _shapes(student))
+        watch = Watch(trainer, key, held_out, live, saves=checkpoints is not None)
+        found = last_checkpoint(folder, key) if resume else None
+        if found is not None:
+            watch.restore(found[1], found[0])
+            if clock.is_over(watch.history.steps):
+                trainer._load_from_checkpoint(str(found[0]))
+                return watch.history
+        trainer.add_callback(watch)
+        trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
+    return watch.history
+
+
+def planned_steps(config: DistillConfig, texts: int) -> int | None:
+    """The steps of a run, None where only the clock ends it."""
+    if config.steps is not None:
+        return config.steps
+    if config.minutes is not None and config.epochs is None:
+        return None
+    return max(1, round((config.epochs or 1.0) * (texts // config.batch_size)))
+
+
+def held_out_count(texts: int, config: DistillConfig) -> int:
+    """How many texts are held out: as asked, but never more than a tenth."""
+    return min(config.validation, texts // 10)
+
+
+def _held_out(tokens: TokenisedTexts, config: DistillConfig) -> tuple[TokenisedTexts, TokenisedTexts | None]:
+    """Texts to learn on, and texts to measure on."""
+    count = held_out_count(len(tokens), config)
+    if not count:
+        return tokens, None
+    order = np.random.default_rng(config.seed).permutation(len(tokens))
+    return tokens.part(np.sort(order[count:]).tolist()), tokens.part(np.sort(order[:count]).tolist())
+
+
+def _shapes(student: Any) -> str:
+    return repr([(name, tuple(parameter.shape)) for name, parameter in student.named_parameters()])
+
+
+@contextmanager
+def _folder(checkpoints: Path | None) -> Iterator[Path]:
+    if checkpoints is not None:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        yield checkpoints
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)

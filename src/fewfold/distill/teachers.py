@@ -1,0 +1,124 @@
+"""Where the teacher's outputs come from: the model, in the same step, or a cache on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewfold.calibration.cache import model_fingerprint
+from fewfold.distill.losses import mean_pooled
+from fewfold.distill.outputs import Needs, Outputs, run
+from fewfold.distill.tokens import TokenisedTexts
+from fewfold.errors import DistillError
+from fewfold.progress import track
+
+
+class Teacher(Protocol):
+    """Gives outputs for a batch."""
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Outputs:
+        """Outputs for a batch of token ids."""
+        ...
+
+
+class LiveTeacher:
+    """Runs the dense model, in eval mode and without gradients."""
+
+    def __init__(self, model: Any, needs: Needs) -> None:
+        self.model, self.needs = model, needs
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, Tensor]) -> Outputs:
+        """The model's outputs for a batch; it is on the batch's device afterwards."""
+        device = batch["input_ids"].device
+        if next(self.model.parameters()).device != device:
+            self.model.to(device)
+        return run(self.model.eval(), batch, self.needs)
+
+
+class CachedTeacher:
+    """Last hidden states, or only their means, and logits of every text, in fp16, memory-mapped.
+
+    :param arrays: ``last`` ``(tokens, width)``, ``sentence`` ``(texts, width)``, ``logits`` ``(texts, classes)``.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], tokens: TokenisedTexts) -> None:
+        self.arrays, self.tokens = arrays, tokens
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Outputs:
+        """Outputs of the texts whose numbers stand in ``batch["index"]``; padding is 0."""
+        places, mask = batch["index"].cpu().numpy(), batch["attention_mask"]
+        found: dict[str, Any] = {}
+        for name, array in self.arrays.items():
+            if name == "last":
+                offsets = self.tokens.offsets
+                rows = np.concatenate([array[offsets[place] : offsets[place + 1]] for place in places])
+                values = torch.from_numpy(rows).float().to(mask.device)
+                found[name] = values.new_zeros(*mask.shape, values.shape[-1])
+                found[name][mask.bool()] = values
+            else:
+                found[name] = torch.from_numpy(array[places]).float().to(mask.device)
+        return Outputs(**found)
+
+
+def cached_teacher(
+    folder: str | os.PathLike[str], model: Any, needs: Needs, sentences_only: bool, tokens: TokenisedTexts
+) -> CachedTeacher:
+    """Read the cache of these texts, or run the teacher over them once and write it.
+
+    :param sentences_only: sentence vectors are enough, whole hidden states are not asked for.
+    :raises DistillError: if a loss asks for what is not kept.
+    """
+    if needs.hidden or needs.attention:
+        raise DistillError(
+            "cache_teacher keeps last hidden states, sentence vectors and logits of classes; leave the losses on "
+            "other layers and on attention out, or the cache"
+        )
+    names = (["sentence" if sentences_only else "last"] if needs.last else []) + (["logits"] if needs.logits else [])
+    key = f"{model_fingerprint(model)}-{tokens.fingerprint()}-{'-'.join(names)}"
+    place = Path(folder) / key
+    if not (place / "complete.json").is_file():
+        _write(place, LiveTeacher(model, needs), names, tokens)
+    return CachedTeacher({name: np.load(place / f"{name}.npy", mmap_mode="r") for name in names}, tokens)
+
+
+def _write(place: Path, teacher: LiveTeacher, names: list[str], tokens: TokenisedTexts, batch_size: int = 64) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    order = np.argsort(tokens.lengths, kind="stable")
+    arrays: dict[str, np.ndarray] = {}
+    device = next(teacher.model.parameters()).device
+    for start in track(range(0, len(order), batch_size), "running the teacher"):
+        places = order[start : start + batch_size].tolist()
+        batch = {name: tensor.to(device) for name, tensor in tokens.batch(places).items()}
+        outputs, mask = teacher(batch), batch["attention_mask"].bool()
+        for name in names:
+            values = _values(name, outputs, mask)
+            if name not in arrays:
+                rows = int(tokens.offsets[-1]) if name == "last" else len(tokens)
+                shape = (rows, values.shape[-1])
+                arrays[name] = np.lib.format.open_memmap(place / f"{name}.npy", "w+", np.float16, shape)
+            numbers = values.half().cpu().numpy()
+            if name == "last":
+                spots = [np.arange(tokens.offsets[p], tokens.offsets[p + 1]) for p in places]
+                arrays[name][np.concatenate(spots)] = numbers
+            else:
+                arrays[name][places] = numbers
+    for array in arrays.values():
+        array.flush()  # type: ignore[attr-defined]
+    (place / "complete.json").write_text(json.dumps({"texts": len(tokens), "kept": names}) + "\n", encoding="utf-8")
+
+
+def _values(name: str, outputs: Outputs, mask: Tensor) -> Tensor:
+    if name == "logits":
+        if outputs.logits is None or outputs.logits.dim() != 2:
+            raise DistillError("cache_teacher keeps logits of classes, and this teacher gives some for every token")
+        return outputs.logits
+    assert outputs.last is not None
+    return outputs.last[mask] if name == "last" else mean_pooled(outputs.last, mask)

@@ -1,0 +1,107 @@
+"""Texts tokenised once, and turned into padded batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fewfold.distill.examples import Examples
+from fewfold.errors import DistillError
+from fewfold.progress import track
+
+CHUNK = 1024
+
+
+class TokenisedTexts(Dataset):
+    """Token ids of all texts in one array.
+
+    An item is its own number: the collator gathers what a batch needs.
+    """
+
+    def __init__(self, ids: NDArray, types: NDArray | None, offsets: NDArray, labels: NDArray | None, pad: int) -> None:
+        self.ids, self.types, self.offsets, self.labels, self.pad = ids, types, offsets, labels, pad
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    @property
+    def lengths(self) -> NDArray:
+        """Tokens of every text."""
+        return np.diff(self.offsets)
+
+    def fingerprint(self) -> str:
+        """A short hash of all ids and labels."""
+        digest = hashlib.blake2b(digest_size=16)
+        for array in (self.ids, self.offsets, self.types, self.labels):
+            digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def part(self, places: Sequence[int]) -> TokenisedTexts:
+        """Some of the texts, in this order."""
+        rows = [slice(self.offsets[place], self.offsets[place + 1]) for place in places]
+        types = None if self.types is None else np.concatenate([self.types[row] for row in rows])
+        labels = None if self.labels is None else self.labels[list(places)]
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[list(places)])])
+        return TokenisedTexts(np.concatenate([self.ids[row] for row in rows]), types, offsets, labels, self.pad)
+
+    def batch(self, places: Sequence[int], pad_to: int | None = None) -> dict[str, Tensor]:
+        """A padded batch of model inputs; ``index`` holds the texts' numbers.
+
+        :param pad_to: pad every batch to this length (None: to its longest text).
+        """
+        lengths = self.lengths[list(places)]
+        shape = len(places), max(int(lengths.max()), pad_to or 0)
+        ids = torch.full(shape, self.pad)
+        mask, types = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+        for row, place in enumerate(places):
+            span, length = slice(self.offsets[place], self.offsets[place + 1]), int(lengths[row])
+            ids[row, :length] = torch.from_numpy(self.ids[span].astype(np.int64))
+            mask[row, :length] = 1
+            if self.types is not None:
+                types[row, :length] = torch.from_numpy(self.types[span].astype(np.int64))
+        batch = {"input_ids": ids, "attention_mask": mask, "index": torch.as_tensor(list(places))}
+        if self.types is not None:
+            batch["token_type_ids"] = types
+        if self.labels is not None:
+            batch["labels"] = torch.from_numpy(self.labels[list(places)])
+        return batch
+
+    def collator(self, pad_to: int | None = None) -> Callable[[Sequence[int]], dict[str, Tensor]]:
+        """What makes a batch of items."""
+        return lambda places: self.batch(places, pad_to)
+
+
+def tokenise(examples: Examples, tokenizer: Any, max_length: int) -> TokenisedTexts:
+    """Tokenise all texts, longer ones cut at ``max_length`` tokens.
+
+    :raises DistillError: if the tokenizer cannot pad, or no text has a token.
+    """
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if pad is None:
+        raise DistillError("the tokenizer has no padding token: set tokenizer.pad_token")
+    ids: list[NDArray] = []
+    types: list[NDArray] = []
+    for start in track(range(0, len(examples), CHUNK), "tokenising"):
+        span = slice(start, start + CHUNK)
+        second = {} if examples.pairs is None else {"text_pair": examples.pairs[span]}
+        encoded = tokenizer(examples.texts[span], **second, truncation=True, max_length=max_length)
+        ids += [np.asarray(row, dtype=np.int32) for row in encoded["input_ids"]]
+        if examples.pairs is not None and "token_type_ids" in encoded:
+            types += [np.asarray(row, dtype=np.int8) for row in encoded["token_type_ids"]]
+    lengths = np.array([len(row) for row in ids])
+    if not lengths.all():
+        empty = int(np.flatnonzero(lengths == 0)[0])
+        raise DistillError(f"text {empty} of the data ({examples.texts[empty][:40]!r}) gives no token: leave it out")
+    labels = None if examples.labels is None else np.asarray(examples.labels, dtype=np.float32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return TokenisedTexts(np.concatenate(ids), np.concatenate(types) if types else None, offsets, labels, pad)

@@ -1,0 +1,199 @@
+"""The training loop: transformers' Trainer, with the teacher in every step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from fewfold.distill.batches import GroupedBatches
+from fewfold.distill.bert_adam import BertAdam
+from fewfold.distill.checks import check_parts
+from fewfold.distill.clock import Clock, rate_factor
+from fewfold.distill.config import DistillConfig
+from fewfold.distill.pupil import Pupil, finite
+from fewfold.distill.teachers import Teacher
+from fewfold.distill.tokens import TokenisedTexts
+from fewfold.errors import DistillError
+from fewfold.measure.inputs import clipped_length
+
+ENDLESS = 10**9  # steps of a run that the clock ends
+
+
+class DistillTrainer(Trainer):
+    """Trains a pupil on tokenised texts.
+
+    Parts of a batch (accumulated or in other processes) are weighed by the tokens they hold, so that the loss and
+    its gradient are those of the whole batch.
+
+    :param folder: checkpoints are written here.
+    """
+
+    model: Pupil
+
+    def __init__(self, pupil: Pupil, tokens: TokenisedTexts, config: DistillConfig, clock: Clock, folder: Path) -> None:
+        self.config, self.tokens, self.clock = config, tokens, clock
+        self.totals: dict[str, float] = {}
+        self.parts = 1
+        self.step_losses: dict[str, Tensor] = {}
+        super().__init__(pupil, training_arguments(config, clock, folder), train_dataset=tokens)
+        check_parts(config.batch_size, config.accumulation, self.args.world_size)
+        self.remove_callback(PrinterCallback)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches grouped by length, this process's parts of them."""
+        config, args = self.config, self.args
+        batches = GroupedBatches(
+            self.tokens.lengths, config.batch_size, args.max_steps, config.seed, config.accumulation,
+            args.process_index, args.world_size,
+        )  # fmt: skip
+        return DataLoader(self.tokens, batch_sampler=batches, collate_fn=self.tokens.collator(self.padded_length))
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, None]:
+        """The parts of one step; counts them, over all processes, and looks at the clock."""
+        parts, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = [self.criterion.counts(part) for part in parts]
+        names = ("tokens", "pairs", "examples")
+        sums = [sum(count[name] for count in counts) for name in names]
+        real = sum(int(part["attention_mask"].sum()) for part in parts)
+        sums = self.summed([*sums, real, self.clock.now() if self.args.process_index == 0 else 0.0])
+        self.totals = dict(zip((*names, "real"), sums, strict=False))
+        self.clock.see(sums[-1])
+        self.parts, self.step_losses = len(parts), {}
+        return parts, None
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of one part of a batch.
+
+        :raises DistillError: if it is no number; the student is then as after the last good step.
+        """
+        counts = self.criterion.counts(inputs)
+        # the Trainer divides by the parts of a step, and gradients are averaged over processes
+        scale = self.parts * self.args.world_size
+        losses = model(inputs, {name: scale * count / self.totals[name] for name, count in counts.items()})
+        if not finite(losses):
+            raise DistillError(self.trouble("the loss", {name: loss.item() for name, loss in losses.items()}))
+        for name, loss in losses.items():
+            self.step_losses[name] = self.step_losses.get(name, 0.0) + loss.detach() / self.parts
+        return torch.stack([*losses.values()]).sum()
+
+    def trouble(self, what: str, values: Any) -> str:
+        """An error's text: what is no number, at which step, and where the last good state is."""
+        kept = sorted(Path(str(self.args.output_dir)).glob("checkpoint-*"), key=os.path.getmtime)
+        good = f"the last good checkpoint is {kept[-1]}" if kept and self.args.save_total_limit else "no checkpoint yet"
+        return (
+            f"{what} is no finite number at step {self.state.global_step + 1} ({values}); {good}. Lower "
+            f"learning_rate={self.config.learning_rate:g}, or clip gradients more than clip={self.config.clip:g}"
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """AdamW or BERT's Adam; biases and norms do not decay."""
+        if self.optimizer is None:
+            config, model = self.config, model or self.model
+            decays = set(self.get_decay_parameter_names(model))
+            named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+            groups = [
+                {"params": [p for name, p in named if name in decays], "weight_decay": config.weight_decay},
+                {"params": [p for name, p in named if name not in decays], "weight_decay": 0.0},
+            ]
+            values: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.epsilon}
+            self.optimizer = (
+                BertAdam(groups, **values) if config.optimizer == "bert_adam" else AdamW(groups, **values, fused=True)
+            )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
+        """Warm-up and decay over the steps or the clock, whichever is further."""
+        factor, clock = rate_factor(self.config), self.clock
+
+        def rate(step: int) -> float:
+            # a rate is set one step ahead; the first step of a warm-up is not lost on a rate of 0
+            return factor(clock.fraction(step)) if step else factor(clock.fraction(1))
+
+        self.lr_scheduler = LambdaLR(optimizer or self.create_optimizer(), rate)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the pupil's exact floats: a checkpoint loses nothing, whatever dtype the student is kept in."""
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(self.model.exact_state(), folder / "model.safetensors")
+
+    @torch.no_grad()
+    def held_out_losses(self, tokens: TokenisedTexts, teacher: Teacher, batch_size: int = 64) -> dict[str, float]:
+        """The weighted losses over texts that are not trained on, as if they were one batch."""
+        self.model.eval()
+        order = sorted(range(len(tokens)), key=lambda place: int(tokens.lengths[place]))
+        collate = tokens.collator(self.padded_length)
+        batches = [collate(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+        counts = [self.criterion.counts(batch) for batch in batches]
+        found: dict[str, float] = {}
+        for batch, count in zip(batches, counts, strict=True):
+            shares = {name: count[name] / sum(other[name] for other in counts) for name in count}
+            moved = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+            for name, loss in self.model(moved, shares, teacher).items():
+                found[name] = found.get(name, 0.0) + float(loss)
+        return found
+
+    @property
+    def padded_length(self) -> int | None:
+        """The length that every batch is padded to where padding counts."""
+        limit = clipped_length(self.model.student.config, self.config.max_length)
+        return limit if self.config.count_padding else None
+
+    @property
+    def criterion(self) -> Any:
+        """The pupil's losses."""
+        return self.model.objective
+
+    def summed(self, numbers: list[float]) -> list[float]:
+        """Sums over all processes."""
+        if self.args.world_size == 1:
+            return numbers
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.args.device)
+        torch.distributed.all_reduce(tensor)
+        return tensor.tolist()
+
+
+def training_arguments(config: DistillConfig, clock: Clock, folder: Path) -> TrainingArguments:
+    """What the Trainer does by itself: everything that the watch does is off."""
+    part = max(1, config.batch_size // (config.accumulation * int(os.environ.get("WORLD_SIZE", "1"))))
+    args = TrainingArguments(
+        output_dir=str(folder), max_steps=clock.steps or ENDLESS, per_device_train_batch_size=part,
+        gradient_accumulation_steps=config.accumulation, learning_rate=config.learning_rate, max_grad_norm=0.0,
+        bf16=config.bf16, seed=config.seed, data_seed=config.seed, use_cpu=not torch.cuda.is_available(),
+        save_strategy="no", save_total_limit=2, logging_strategy="no", report_to=[], disable_tqdm=True,
+        remove_unused_columns=False, dataloader_pin_memory=False, ddp_find_unused_parameters=True, label_names=[],
+    )  # fmt: skip
+    if args.n_gpu > 1:
+        args._n_gpu = 1  # one process a device: the other way would split batches behind our back
+    return args
+
+
+Clip = Callable[[], float]
+
+
+def clipper(config: DistillConfig, parameters: list[nn.Parameter]) -> Clip:
+    """Cut gradients to a norm, of the model or tensor by tensor; gives the norm before."""
+
+    def clip() -> float:
+        if config.clip_by == "tensor" and config.clip:
+            with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+            norms = [nn.utils.clip_grad_norm_([parameter], config.clip) for parameter in with_gradient]
+            return float(torch.stack(norms).norm()) if norms else 0.0
+        return float(nn.utils.clip_grad_norm_(parameters, config.clip or float("inf")))
+
+    return clip

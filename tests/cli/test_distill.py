@@ -1,0 +1,150 @@
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModel
+
+import fewfold
+from fewfold.checkpoint.config import structure_of
+from fewfold.distill.watch import Watch
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": "the cat runs", "label": n % 2}) + "\n" for n in range(40)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def poor(encoder, tmp_path_factory):
+    """A student with much to learn."""
+    folder = tmp_path_factory.mktemp("poor") / "poor"
+    model = fewfold.compress(fewfold.load(encoder), fewfold.LowRank(rank=4, weighting="none", stored_dtype="int8"))
+    fewfold.save(model, folder, source=encoder)
+    return SimpleNamespace(folder=folder)
+
+
+def distill(run, encoder, small, texts, out, *more):
+    return run("distill", encoder, small.folder, "--data", texts, "--out", out, "--steps", 12, *more)
+
+
+def test_a_student_comes_nearer_to_its_teacher(run, encoder, poor, texts, tmp_path):
+    held_out = tmp_path / "held-out.txt"
+    held_out.write_text("The small CAT sees under a dog.\n")
+    out = tmp_path / "out"
+    result = distill(run, encoder, poor, texts, out, "--exclude", held_out, "--json")
+    assert result.code == 0, result.err
+    content = json.loads(result.out)
+    assert content["data"]["excluded"] == 1
+    assert content["data"]["name"] == texts.name
+    (phase,) = content["phases"]
+    assert (phase["steps"], phase["config"]["name"], phase["stopped"]) == (12, "general", "steps")
+    assert phase["held_out"][-1]["loss"] < 0.95 * phase["held_out"][0]["loss"]
+    assert json.loads((out / "distill.json").read_text()) == {k: v for k, v in content.items() if k != "folder"}
+    assert (out / "distill.png").is_file()
+    assert (out / "1_Pooling" / "config.json").is_file()
+    assert "recovered by distillation `general`" in (out / "README.md").read_text()
+    assert [path.name for path in tmp_path.glob("out*")] == ["out"]
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        dense, before, after = (
+            AutoModel.from_pretrained(folder).eval()(ids).last_hidden_state for folder in (encoder, poor.folder, out)
+        )
+    assert float((after - dense).norm()) < float((before - dense).norm())
+
+
+def test_the_table(run, encoder, small, texts, tmp_path):
+    result = distill(run, encoder, small, texts, tmp_path / "out")
+    assert result.code == 0, result.err
+    assert "general" in result.out
+    assert "→" in result.out
+    assert "tokens/s" in result.out
+
+
+def test_the_same_command_goes_on(run, encoder, small, texts, tmp_path, monkeypatch):
+    config = tmp_path / "mine.yaml"
+    config.write_text("hidden: {layers: last}\nbatch_size: 16\ncheckpoint_minutes: 1.0e-9\nlog_steps: 1\n")
+    out, original = tmp_path / "out", Watch.on_step_end
+    seen, killed = [], []
+
+    def dying(self, args, state, control, **kwargs):
+        seen.append(state.global_step)
+        if seen == [1, 2, 3, 4, 5] and not killed:
+            killed.append(True)
+            raise KeyboardInterrupt
+        return original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(Watch, "on_step_end", dying)
+    assert distill(run, encoder, small, texts, out, "--config", config).code == 130
+    assert not out.exists()
+    assert distill(run, encoder, small, texts, out, "--config", config).code == 0
+    assert seen == [1, 2, 3, 4, 5, *range(5, 13)]
+    assert len(json.loads((out / "distill.json").read_text())["phases"][0]["curve"]) == 12
+    assert distill(run, encoder, small, texts, out, "--config", config).code == 1
+    seen.clear()
+    assert distill(run, encoder, small, texts, out, "--config", config, "--force", "--fresh").code == 0
+    assert seen == [*range(1, 13)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config", "generall"], "one of the presets general"),
+        (["--data", "missing.txt"], "--data missing.txt: no such file"),
+        (["--exclude", "missing.txt"], "--exclude missing.txt: no such file"),
+        (["--config", "task"], "a loss asks for labels"),
+    ],
+)
+def test_errors_come_before_work(run, encoder, small, texts, tmp_path, options, message):
+    result = distill(run, encoder, small, texts, tmp_path / "out", *options)
+    assert result.code == 1
+    assert message in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_labelled_rows(run, encoder, small, labelled, tmp_path):
+    result = distill(run, encoder, small, labelled, tmp_path / "out", "--config", "task")
+    assert result.code == 1
+    assert "has no logits" in result.err
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"text": "a"}\nnone\n')
+    assert "line 2 is no JSON" in distill(run, encoder, small, broken, tmp_path / "out").err
+
+
+def test_other_tokens_are_refused(run, encoder, small, texts, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(encoder, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["cat"], vocabulary["dog"] = vocabulary["dog"], vocabulary["cat"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    result = distill(run, other, small, texts, tmp_path / "out")
+    assert result.code == 1
+    assert "for example" in result.err
+
+
+def test_compress_recovers_in_one_command(run, encoder, texts, tmp_path):
+    out = tmp_path / "out"
+    options = ["-r", "low-rank", "-b", "parameters=1/2 of linears", "-c", texts, "--recover", "10 steps", "--json"]
+    result = run("compress", encoder, out, *options)
+    assert result.code == 0, result.err
+    content = json.loads((out / "distill.json").read_text())
+    assert content["phases"][0]["steps"] == 10
+    assert content["data"]["name"] == texts.name
+    assert [path.name for path in tmp_path.glob("out*")] == ["out"]
+    structure = structure_of(fewfold.load(out))
+    assert [record["steps"] for record in structure.provenance["recoveries"]] == [10]
+
+
+def test_a_recipe_recovers_on_texts_of_its_own(run, encoder, texts, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("methods:\n- method: low_rank\n  rank: 8\n  weighting: none\nrecover: 5 steps\n")
+    result = run("compress", encoder, tmp_path / "out", "-r", recipe)
+    assert result.code == 1
+    assert "recovery needs texts" in result.err
+    result = run("compress", encoder, tmp_path / "out", "-r", recipe, "--recover-data", texts, "--json")
+    assert result.code == 0, result.err
+    assert json.loads((tmp_path / "out" / "distill.json").read_text())["phases"][0]["steps"] == 5

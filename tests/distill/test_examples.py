@@ -1,0 +1,107 @@
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+from distill_models import make_tokenizer, sentences
+
+from fewfold import DistillError
+from fewfold.distill.examples import Examples, normalised, read_examples
+from fewfold.distill.tokens import tokenise
+from fewfold.tasks.data import SentencePair
+
+
+def test_texts_and_rows():
+    assert read_examples(["a cat", "  ", "a dog"], False).texts == ["a cat", "a dog"]
+    rows = [{"premise": "a", "hypothesis": "b", "label": 1, "idx": 7}, {"premise": "c", "hypothesis": "d", "label": 0}]
+    found = read_examples(rows, True)
+    assert (found.texts, found.pairs, found.labels) == (["a", "c"], ["b", "d"], [1.0, 0.0])
+    found = read_examples([SentencePair("a", "b", 3.5)], True)
+    assert (found.texts, found.pairs, found.labels) == (["a"], ["b"], [3.5])
+    table = datasets.Dataset.from_dict({"sentence": ["x", "y"], "label": [0, 1]})
+    assert read_examples(table, True).labels == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "data is empty"),
+        ([" ", ""], "blank"),
+        ("a cat", "one string"),
+        ({"text": ["a"]}, "is a dictionary"),
+        ([1, 2], "data holds int"),
+        ([{"body": "x"}], "has the columns body"),
+        ([{"text": "x", "label": 1}, {"text": None, "label": 0}], "row 1 of the data has no 'text'"),
+    ],
+)
+def test_data_that_cannot_be_read(data, message):
+    with pytest.raises(DistillError, match=message):
+        read_examples(data, False)
+
+
+def test_labels_are_asked_for():
+    with pytest.raises(DistillError, match="no column label"):
+        read_examples(["a cat"], True)
+
+
+def test_evaluation_sentences_are_kept_out():
+    forbidden = ["The cat  sleeps.", "A DOG runs!", "Straße", ""]
+    texts = [
+        "the cat sleeps",
+        "A dog runs",
+        "a dog runs away",
+        "It rains. The cat sleeps. It stops.",
+        "strasse",
+        "a cat",
+    ]
+    found = read_examples(texts, False, forbidden)
+    assert found.texts == ["a dog runs away", "a cat"]
+    assert found.excluded == 4
+    rows = [SentencePair("a", "the cat sleeps", 1.0), SentencePair("b", "c", 2.0)]
+    found = read_examples(rows, True, forbidden)
+    assert (found.texts, found.pairs, found.labels, found.excluded) == (["b"], ["c"], [2.0], 1)
+    with pytest.raises(DistillError, match="all 1 texts hold sentences"):
+        read_examples(["The cat sleeps"], False, forbidden)
+
+
+def test_normalised_sentences():
+    assert normalised(" “The cat,” she said… ") == "the cat she said"
+
+
+def test_batches_are_what_the_tokenizer_gives():
+    tokenizer, texts = make_tokenizer(), sentences(9)
+    tokens = tokenise(Examples(texts, sentences(9, seed=1), [float(n) for n in range(9)]), tokenizer, 16)
+    places = [4, 0, 7]
+    batch = tokens.batch(places)
+    expected = tokenizer(
+        [texts[p] for p in places], [sentences(9, seed=1)[p] for p in places], truncation=True, max_length=16,
+        padding=True, return_tensors="pt",
+    )  # fmt: skip
+    for name in ("input_ids", "attention_mask", "token_type_ids"):
+        assert batch[name].tolist() == expected[name].tolist(), name
+    assert batch["labels"].tolist() == [4.0, 0.0, 7.0]
+    assert batch["index"].tolist() == places
+    assert tokens.batch(places, pad_to=30)["input_ids"].shape == (3, 30)
+    part = tokens.part(places)
+    for name, tensor in part.batch(range(3)).items():
+        assert name == "index" or tensor.tolist() == batch[name].tolist(), name
+    assert part.fingerprint() != tokens.fingerprint() == tokens.part(range(9)).fingerprint()
+    assert part.lengths.tolist() == np.diff(tokens.offsets)[places].tolist()
+
+
+def test_texts_are_tokenised_once():
+    calls = []
+    tokenizer = make_tokenizer()
+
+    def counting(texts, **options):
+        calls.append(len(texts))
+        return tokenizer(texts, **options)
+
+    counting.pad_token_id = 0
+    tokenise(Examples(sentences(1500)), counting, 16)
+    assert calls == [1024, 476]
+
+
+def test_a_tokenizer_that_cannot_pad():
+    with pytest.raises(DistillError, match="no padding token"):
+        tokenise(Examples(["a"]), SimpleNamespace(pad_token_id=None, eos_token_id=None), 16)

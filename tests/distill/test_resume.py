@@ -1,0 +1,113 @@
+"""Checkpoints: what was interrupted ends where an uninterrupted run ends."""
+
+import copy
+import json
+
+import pytest
+import torch
+from distill_models import config, make_student
+
+import fewfold
+from fewfold import DistillError
+from fewfold.distill.checkpoints import STATE
+from fewfold.distill.run import distil
+from fewfold.distill.watch import Watch
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does."""
+
+
+def kill_at(monkeypatch, step):
+    original = Watch.on_step_end
+
+    def dying(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            raise Killed
+        return original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(Watch, "on_step_end", dying)
+    return lambda: monkeypatch.setattr(Watch, "on_step_end", original)
+
+
+def parameters(model):
+    return torch.cat([parameter.detach().flatten().double() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("stored", ["fp32", "int8"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_killed_run_ends_where_an_uninterrupted_one_ends(
+    stored, accumulation, teacher, tokenizer, texts, tmp_path, monkeypatch
+):
+    settings = config(steps=9, accumulation=accumulation, checkpoint_minutes=1e-9, validation=8, patience=50)
+    start = make_student(teacher, stored)
+    straight = copy.deepcopy(start)
+    whole = distil(teacher, straight, texts, config=settings, tokenizer=tokenizer)
+    live = kill_at(monkeypatch, 5)
+    killed, folder = copy.deepcopy(start), tmp_path / "checkpoints"
+    with pytest.raises(Killed):
+        distil(teacher, killed, texts, config=settings, tokenizer=tokenizer, checkpoints=folder)
+    live()
+    assert sorted(path.name for path in (folder / "phase-1").iterdir()) == ["checkpoint-3", "checkpoint-4"]
+    resumed = copy.deepcopy(start)
+    outcome = distil(teacher, resumed, texts, config=settings, tokenizer=tokenizer, checkpoints=folder)
+    assert float((parameters(resumed) - parameters(straight)).abs().max()) < 1e-6
+    assert float((parameters(straight) - parameters(start)).abs().max()) > 1e-3
+    first, second = whole.histories[0], outcome.histories[0]
+    assert [point["step"] for point in second.curve] == list(range(1, 10))
+    assert [point["loss"] for point in second.curve] == pytest.approx([p["loss"] for p in first.curve], abs=1e-6)
+    assert second.tokens == first.tokens
+
+
+def test_an_unfinished_checkpoint_is_passed_over(teacher, tokenizer, texts, tmp_path, monkeypatch):
+    settings = config(steps=6, checkpoint_minutes=1e-9)
+    live = kill_at(monkeypatch, 5)
+    with pytest.raises(Killed):
+        distil(teacher, make_student(teacher), texts, config=settings, tokenizer=tokenizer, checkpoints=tmp_path)
+    live()
+    (tmp_path / "phase-1" / "checkpoint-4" / STATE).unlink()
+    (tmp_path / "phase-1" / "checkpoint-4" / "model.safetensors").write_bytes(b"cut")
+    resumed, straight = make_student(teacher), make_student(teacher)
+    distil(teacher, resumed, texts, config=settings, tokenizer=tokenizer, checkpoints=tmp_path)
+    distil(teacher, straight, texts, config=settings, tokenizer=tokenizer)
+    assert float((parameters(resumed) - parameters(straight)).abs().max()) < 1e-6
+
+
+def test_another_runs_checkpoints_are_refused(teacher, tokenizer, texts, tmp_path, monkeypatch):
+    live = kill_at(monkeypatch, 3)
+    options = {"tokenizer": tokenizer, "checkpoints": tmp_path}
+    with pytest.raises(Killed):
+        distil(teacher, make_student(teacher), texts, config=config(checkpoint_minutes=1e-9), **options)
+    live()
+    for changed, data in ((config(learning_rate=0.02), texts), (config(), texts[:90])):
+        with pytest.raises(DistillError, match="other settings, data or student"):
+            distil(teacher, make_student(teacher), data, config=changed, **options)
+    with pytest.raises(DistillError, match="resume=False"):
+        distil(teacher, make_student(teacher, rank=3), texts, config=config(), **options)
+
+
+def test_a_finished_phase_is_not_trained_again(teacher, tokenizer, texts, tmp_path):
+    first, second = make_student(teacher), make_student(teacher)
+    for student in (first, second):
+        distil(teacher, student, texts, config=config(), tokenizer=tokenizer, checkpoints=tmp_path)
+    assert torch.equal(parameters(first), parameters(second))
+
+
+def test_distill_leaves_the_model_and_no_checkpoints(teacher, tokenizer, texts, tmp_path):
+    student = make_student(teacher, "int8")
+    out = tmp_path / "out"
+    assert fewfold.distill(teacher, student, texts, config=config(), tokenizer=tokenizer, out=out) is student
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    loaded = fewfold.load(out)
+    ids = torch.arange(2, 12)[None]
+    with torch.no_grad():
+        difference = float((loaded(ids).last_hidden_state - student(ids).last_hidden_state).abs().max())
+    assert difference < 0.1
+    content = json.loads((out / "distill.json").read_text())
+    assert content["phases"][0]["steps"] == 6
+    assert content["tokens"] == content["phases"][0]["tokens"] > 6 * 8 * 5
+    assert content["data"]["texts"] == 96
+    assert {"cpu", "torch", "fewfold"} <= set(content["environment"])
+    assert (out / "distill.png").read_bytes().startswith(b"\x89PNG")
+    (record,) = loaded.config.quantization_config.structure.provenance["recoveries"]
+    assert record["steps"] == 6
