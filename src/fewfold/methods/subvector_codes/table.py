@@ -51,7 +51,13 @@ def table_error(short: ShortRows, chosen: Mapping[str, Any]) -> float:
     return (coded_error(gains[:rank], stages_of(chosen)) + float(gains[rank:].sum())) * short.unit
 
 
-def fit_table(table: Tensor, short: ShortRows, chosen: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
+def fit_table(
+    table: Tensor,
+    short: ShortRows,
+    chosen: Mapping[str, Any],
+    book_dtype: torch.dtype = torch.float16,
+    seed: int = 0,
+) -> dict[str, Tensor]:
     """Codes, codebooks and the map back.
 
     :return: tensors by their name in the module.
@@ -59,7 +65,9 @@ def fit_table(table: Tensor, short: ShortRows, chosen: Mapping[str, Any], seed: 
     stages, rank = stages_of(chosen), chosen["rank"]
     order = balanced(short.directions.gains[:rank], stages[0].width)
     latents = short.directions.coordinates(table, order)
-    coded = fit_codes(latents, stages, None, short.weights, chosen["scales"], seed=seed, in_place=True)
+    coded = fit_codes(
+        latents, stages, None, short.weights, chosen["scales"], book_dtype=book_dtype, seed=seed, in_place=True
+    )
     back, mean = _map_back(table, coded, short, order)
     return {"up.weight": back.T, "up.bias": mean, **coded.tensors("coded.")}
 
