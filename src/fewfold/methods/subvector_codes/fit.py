@@ -55,6 +55,11 @@ class SubvectorCodesMethod(Method):
                 f"SubvectorCodes(rank={config.rank}, frequent={config.frequent}): {target.name} is a linear map; short "
                 "rows and frequent rows are a table's. Give tables a config of their own: targets='embeddings'"
             )
+        if target.kind == "embedding" and config.stages != 1:
+            raise RecipeError(
+                f"SubvectorCodes(stages={config.stages}): {target.name} is a table, whose rows have one stage (the "
+                "frequent ones a further one). Give tables a config of their own: targets='embeddings'"
+            )
         if config.rank is not None and config.rank > target.columns:
             raise RecipeError(
                 f"SubvectorCodes(rank={config.rank}): {target.name} has rows of {target.columns}; the rank must be "
