@@ -270,7 +270,7 @@ def full_config(name: str, method: str, model: Any) -> Any:
     extra = {key: value for key, value in case.small.items() if key in ("weighting", "rank", "bank")}
     return case.config(
         targets=targets_of(name, method), stored_dtype="fp32", overrides=case.full(ordered),
-        **({**extra, "rank": 1} if "rank" in extra else {}),
+        **{**extra, **({"rank": 1} if "rank" in extra else {})},
     )  # fmt: skip
 
 
