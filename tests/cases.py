@@ -19,7 +19,7 @@ import pytest
 from models import MODELS, make, outputs
 
 import fewfold
-from fewfold import Dense, EmbeddingAutoencoder, LowRank, SharedFactors, TensorTrain, Tucker
+from fewfold import Dense, EmbeddingAutoencoder, LowRank, SharedFactors, SubvectorCodes, TensorTrain, Tucker
 from fewfold.checkpoint.structure import StoreRecord, TargetRecord
 from fewfold.linalg.tensor_train import balanced_factors
 from fewfold.methods.slices.layout import group_targets
@@ -42,6 +42,7 @@ class MethodCase:
     :param store_parameters: stored numbers of one store, from its record.
     :param tables: whether it replaces embeddings.
     :param linears: whether it replaces linear maps.
+    :param rounded: whether saving rounds some of its numbers in every stored dtype.
     """
 
     config: type
@@ -52,6 +53,7 @@ class MethodCase:
     store_parameters: Callable[[StoreRecord], int] = lambda record: 0
     tables: bool = True
     linears: bool = True
+    rounded: bool = False
 
 
 def _low_rank_weight(record: TargetRecord, tensors: dict[str, np.ndarray]) -> np.ndarray:
@@ -62,6 +64,36 @@ def _low_rank_weight(record: TargetRecord, tensors: dict[str, np.ndarray]) -> np
 
 def _autoencoder_weight(record: TargetRecord, tensors: dict[str, np.ndarray]) -> np.ndarray:
     return np.einsum("vr,dr->vd", tensors["latents.weight"], tensors["up.weight"]) + tensors["up.bias"]
+
+
+def _coded_columns(record: TargetRecord) -> int:
+    """Columns of the coded matrix: a table's short rows."""
+    return record.settings.get("rank") or record.columns
+
+
+def _coded_parameters(record: TargetRecord) -> int:
+    columns, settings = _coded_columns(record), record.settings
+    books = [s["words"] * s["width"] * (1 if s["shared"] else -(-columns // s["width"])) for s in settings["stages"]]
+    tail = record.columns * (settings["rank"] + settings["mean_row"]) if record.kind == "embedding" else 0
+    return sum(books) + (record.rows if settings["scales"] else 0) + tail
+
+
+def _coded_weight(record: TargetRecord, tensors: dict[str, np.ndarray]) -> np.ndarray:
+    columns, weight = _coded_columns(record), np.zeros((record.rows, _coded_columns(record)))
+    for number, stage in enumerate(record.settings["stages"]):
+        codes, words = tensors[f"coded.codes_{number}"].astype(int), tensors[f"coded.codebooks.{number}.weight"]
+        pools = words.reshape(-1, stage["words"], stage["width"])
+        chains = [pools[0 if stage["shared"] else place][codes[:, place]] for place in range(codes.shape[1])]
+        weight += np.concatenate(chains, axis=1)[:, :columns]
+    if record.settings["scales"]:
+        weight *= tensors["coded.scales"][:, None]
+    return weight @ tensors["up.weight"].T + tensors["up.bias"] if record.kind == "embedding" else weight
+
+
+def _full_codes(target: Any) -> dict[str, Any]:
+    """A word for every sub-vector: of the matrix, or of a table's column block."""
+    width = min(4, target.columns)
+    return {"width": width, "words": target.rows if target.kind == "embedding" else target.numel // width}
 
 
 def _join(record: TargetRecord, slices: list[np.ndarray]) -> np.ndarray:
@@ -184,6 +216,14 @@ METHODS: dict[str, MethodCase] = {
         assemble=_autoencoder_weight,
         linears=False,
     ),
+    "subvector_codes": MethodCase(
+        SubvectorCodes,
+        full=_each(_full_codes),
+        small={"width": 4, "words": 8, "weighting": "none"},
+        parameters=_coded_parameters,
+        assemble=_coded_weight,
+        rounded=True,
+    ),
     "dense": MethodCase(
         Dense,
         full=_each(lambda target: {}),
@@ -230,7 +270,7 @@ def full_config(name: str, method: str, model: Any) -> Any:
     extra = {key: value for key, value in case.small.items() if key in ("weighting", "rank", "bank")}
     return case.config(
         targets=targets_of(name, method), stored_dtype="fp32", overrides=case.full(ordered),
-        **({**extra, "rank": 1} if "rank" in extra else {}),
+        **{**extra, **({"rank": 1} if "rank" in extra else {})},
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from fewfold.methods.dense.config import Dense
 from fewfold.methods.embedding_autoencoder.config import EmbeddingAutoencoder
 from fewfold.methods.low_rank.config import LowRank
 from fewfold.methods.shared_factors.config import SharedFactors
+from fewfold.methods.subvector_codes.config import SubvectorCodes
 from fewfold.methods.tensor_train.config import TensorTrain
 from fewfold.methods.tucker.config import Tucker
 from fewfold.recipe import Recipe
@@ -52,6 +53,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "SharedFactors",
+    "SubvectorCodes",
     "TargetError",
     "TaskError",
     "TensorTrain",

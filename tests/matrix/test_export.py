@@ -8,6 +8,7 @@ from models import inputs, outputs
 
 import fewfold
 from fewfold.measure.parameters import unique_parameters
+from fewfold.stored.codes import CodedMatrix
 
 EXPORTED = ["bert_mlm", "gpt2_lm", "vit_cls"]
 
@@ -32,8 +33,15 @@ def test_torch_export_agrees_with_eager(name, method, form):
         program = torch.export.export(model, (), values, strict=False)
         result = program.module()(**values)
     torch.testing.assert_close(result.logits, expected, rtol=1e-4, atol=1e-5)
-    held = {tensor.data_ptr(): tensor.numel() for tensor in program.state_dict.values() if tensor.numel()}
-    assert sum(held.values()) == unique_parameters(model)
+    held = {tensor.data_ptr(): tensor for tensor in program.state_dict.values() if tensor.numel()}
+    numbers = sum(tensor.numel() for tensor in held.values() if tensor.is_floating_point())
+    assert numbers == unique_parameters(model)
+    assert sum(tensor.numel() for tensor in held.values()) == numbers + _codes(model)
+
+
+def _codes(model):
+    """Integers that point into codebooks."""
+    return sum(b.numel() for m in model.modules() if isinstance(m, CodedMatrix) for b in m.buffers())
 
 
 class _Logits(torch.nn.Module):
@@ -67,4 +75,4 @@ def test_onnx_runtime_agrees_with_eager(name, method, tmp_path):
     graph = onnx.load(str(file)).graph
     sizes = [int(np.prod(entry.dims)) for entry in graph.initializer]
     # unoptimised, as folding copies transposed tables this tiny; masks and positions may be added as constants
-    assert sum(sizes) < sum(p.numel() for p in model.parameters()) + 200
+    assert sum(sizes) < sum(p.numel() for p in model.parameters()) + _codes(model) + 200

@@ -36,7 +36,8 @@ def expected_weight(model, method, record, module):
 
 
 def tensors_of(module):
-    return {name: tensor.detach().double().numpy() for name, tensor in module.named_parameters()}
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor.detach().double().numpy() for name, tensor in named}
 
 
 @pytest.mark.parametrize("method", METHODS)

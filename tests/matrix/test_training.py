@@ -58,8 +58,8 @@ def test_a_trainer_resumes(method, stored, origin, tmp_path):
     Trainer(second, _arguments(tmp_path / "run", 6), train_dataset=_Examples()).train(
         resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3")
     )
-    # an integer form is rounded when it is saved, a float form is not
-    tolerance = 1e-5 if stored == "fp32" else 0.25
+    # an integer form is rounded when it is saved, and fp16 scales are; a float form is not
+    tolerance = 0.25 if stored != "fp32" else 0.01 if METHODS[method].rounded else 1e-5
     difference = float((outputs(second.eval(), "gpt2_lm") - outputs(straight.eval(), "gpt2_lm")).abs().max())
     assert difference < tolerance
     loaded = auto_class("gpt2_lm").from_pretrained(tmp_path / "run" / "checkpoint-6")

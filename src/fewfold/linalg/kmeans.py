@@ -7,6 +7,7 @@ from torch import Tensor
 
 CROSS_ENTRIES = 2**21  # entries of one block of products between points and centres: stays in the cache
 SAMPLE_PER_WORD = 128  # points a centre that the iterations see; the rest is only assigned at the end
+START_TURNS = 16  # in which the first centres are drawn
 TOLERANCE = 1e-4  # relative gain of an iteration below which it was the last
 
 
@@ -29,8 +30,9 @@ def nearest(points: Tensor, words: Tensor) -> Tensor:
 def kmeans(points: Tensor, words: int, weights: Tensor | None = None, iterations: int = 20, seed: int = 0) -> Tensor:
     """Centres of least weighted squared distance to the points (Lloyd's iterations).
 
-    Starts at points drawn by weight times squared norm; a centre that loses all its points moves to a point that is far
-    from its own. Where there are many points, the iterations see a sample.
+    Starts at points drawn in a few turns, by weight times squared distance to those drawn before (cf. Bahmani et al.,
+    VLDB 2012); a centre that loses all its points moves to a point that is far from its own. Where there are many
+    points, the iterations see a sample.
 
     :param points: ``(count, width)`` floats.
     :param words: how many centres; where there are no more distinct points than that, some centres repeat.
@@ -52,7 +54,7 @@ def kmeans(points: Tensor, words: int, weights: Tensor | None = None, iterations
     if len(points) > SAMPLE_PER_WORD * words:
         chosen = torch.randperm(len(points), generator=generator)[: SAMPLE_PER_WORD * words]
         points, mass = points[chosen], mass[chosen]
-    centres = points[_draw(mass * points.square().sum(1), words, generator)].clone()
+    centres = _start(points, mass, words, generator)
     before = float("inf")
     for _ in range(iterations):
         owner = nearest(points, centres)
@@ -69,6 +71,19 @@ def kmeans(points: Tensor, words: int, weights: Tensor | None = None, iterations
             break
         before = now
     return centres
+
+
+def _start(points: Tensor, mass: Tensor, words: int, generator: torch.Generator) -> Tensor:
+    """Points to start at, ``(words, width)``; the first turn draws by distance to the origin."""
+    size = -(-words // START_TURNS)
+    distance = points.square().sum(1)
+    drawn: list[Tensor] = []
+    for first in range(0, words, size):
+        fresh = points[_draw(mass * distance, min(size, words - first), generator)]
+        drawn.append(fresh)
+        away = (points - fresh[nearest(points, fresh)]).square().sum(1)
+        distance = torch.minimum(distance, away) if first else away
+    return torch.cat(drawn)
 
 
 def _draw(mass: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -27,6 +27,8 @@ COLUMN_POWER = (
 CHUNK_ROWS = 16384  # that are decoded at a time
 CG_STEPS = 20  # of conjugate gradients for codebooks: a thousand unknowns, and a good start
 CG_TOLERANCE = 1e-6  # of the squared residual
+LEAST_DAMPING = 1e-4  # below it, a metric in fp32 cannot be told from a singular one
+LEAST_SCALE = 2.0**-24  # the smallest positive number of fp16
 GROUP_COLUMNS = 64  # columns between two updates of all others
 
 
@@ -100,7 +102,7 @@ def fit_codes(
     :param metric: ``(columns, columns)``, positive semidefinite; all columns alike and apart if absent.
     :param row_weights: ``(rows,)``, not negative; all equal if absent.
     :param scales: give every row a factor (its norm, then refitted).
-    :param damping: share of the mean of the metric's diagonal added to it.
+    :param damping: share of the mean of the metric's diagonal added to it (at least 1e-4).
     :param rounds: turns of codebooks and codes.
     :param sweeps: of improving every code, in a turn.
     :param book_dtype: the codebooks' kept dtype: codes of the last turn are chosen for rounded words.
@@ -169,8 +171,8 @@ class _Fit:
         self.rows, self.columns = matrix.shape
         self.stages, self.seed = stages, seed
         self.matrix = matrix if scales else None
-        self.metric = None if metric is None else damped(metric, damping).to(torch.float32)
-        self.scales = matrix.square().mean(1).sqrt().clamp_min(1e-12) if scales else None
+        self.metric = None if metric is None else damped(metric, max(damping, LEAST_DAMPING)).to(torch.float32)
+        self.scales = _kept_scales(matrix.square().mean(1).sqrt()) if scales else None
         self.row_weights = weights / weights.mean().clamp_min(1e-30)
         partial = any(stage.rows is not None for stage in stages)
         self.order = self.row_weights.argsort(descending=True, stable=True) if partial else None
@@ -330,7 +332,7 @@ class _Fit:
         seen = explained if self.metric is None else explained @ self.metric
         power = (seen * explained).sum(1)
         scales = (seen * self.matrix).sum(1) / power.clamp_min(1e-30)
-        self.scales = torch.where((power > 0) & (scales > 0), scales, self.scales).half().float().clamp_min(6e-8)
+        self.scales = _kept_scales(torch.where((power > 0) & (scales > 0), scales, self.scales))
         self._weigh()
         self.left = self.matrix / self.scales[:, None] - explained
 
@@ -344,6 +346,11 @@ class _Fit:
         """What was fitted."""
         partial = [stage.rows is not None for stage in self.stages]
         return Coded(self.codes, self.books, partial, self.scales, self.order)
+
+
+def _kept_scales(scales: Tensor) -> Tensor:
+    """Scales on fp16's grid, positive and finite."""
+    return scales.clamp(LEAST_SCALE, torch.finfo(torch.float16).max).half().float()
 
 
 def _dot(left: list[Tensor], right: list[Tensor]) -> float:

@@ -109,6 +109,8 @@ def row_weighted_directions(
     weights = row_weights.to(torch.float64)
     if weights.shape != (rows,) or not bool((weights >= 0).all()) or not 0 < float(weights.sum()) < float("inf"):
         raise ValueError(f"row_weights: {rows} numbers, finite, not negative and not all zero")
+    if output_metric is not None and output_metric.shape != (dim, dim):
+        raise ValueError(f"output_metric {tuple(output_metric.shape)}: rows of {dim} need ({dim}, {dim})")
     weights = weights / weights.sum()
     second, total = torch.zeros(dim, dim, dtype=torch.float64), torch.zeros(dim, dtype=torch.float64)
     plain = torch.zeros(dim, dtype=torch.float64)

@@ -34,7 +34,7 @@ def resize_codes(coded: CodedMatrix, rows: int) -> None:
         order = rank[:kept].argsort().argsort().to(rank)
         coded.rank = torch.cat([order, torch.arange(kept, rows).to(rank)])
     if coded.scales is not None:
-        filling = coded.scales.mean().expand(rows - kept)
+        filling = coded.scales.mean().half().to(coded.scales).expand(rows - kept)
         coded.scales = nn.Parameter(torch.cat([coded.scales[:kept], filling]), coded.scales.requires_grad)
     coded.rows, coded.stages = rows, tuple(specs)
 

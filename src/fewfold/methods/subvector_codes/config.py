@@ -23,7 +23,7 @@ class SubvectorCodes(MethodConfig):
     stored_dtype: StoredDtypeName = Field("fp16", description="how codebooks (and a table's map) are kept on disk")
     width: int | None = Field(None, ge=1, description="numbers of a sub-vector (None: a budget chooses)")
     words: int = Field(256, ge=2, le=65536, description="entries of a codebook: 256 makes a code of one byte")
-    stages: int = Field(1, ge=1, le=8, description="codebooks whose entries add up (residual codes)")
+    stages: int = Field(1, ge=1, le=8, description="linears: codebooks whose entries add up (residual codes)")
     codebooks: Literal["auto", "matrix", "position"] = Field(
         "auto",
         description="one codebook for a matrix or one for each position; auto: linears the one, tables the other",

@@ -12,7 +12,7 @@ from fewfold.assembled import Assembled
 from fewfold.calibration.statistics import Statistics
 from fewfold.errors import CalibrationError, RecipeError
 from fewfold.linalg.spectra import damped
-from fewfold.linalg.subvectors import fit_codes
+from fewfold.linalg.subvectors import LEAST_DAMPING, fit_codes
 from fewfold.methods.base import Cost, Method, Unit
 from fewfold.methods.subvector_codes.build import build_coded
 from fewfold.methods.subvector_codes.config import SubvectorCodes
@@ -54,6 +54,11 @@ class SubvectorCodesMethod(Method):
             raise RecipeError(
                 f"SubvectorCodes(rank={config.rank}, frequent={config.frequent}): {target.name} is a linear map; short "
                 "rows and frequent rows are a table's. Give tables a config of their own: targets='embeddings'"
+            )
+        if target.kind == "embedding" and config.stages != 1:
+            raise RecipeError(
+                f"SubvectorCodes(stages={config.stages}): {target.name} is a table, whose rows have one stage (the "
+                "frequent ones a further one). Give tables a config of their own: targets='embeddings'"
             )
         if config.rank is not None and config.rank > target.columns:
             raise RecipeError(
@@ -137,7 +142,8 @@ class SubvectorCodesMethod(Method):
         (target,) = unit.targets
         config, weight = _config(unit), weights[target.name]
         if target.kind == "embedding":
-            return {target.name: fit_table(weight, _short(unit, target, weight, statistics), settings)}
+            short = _short(unit, target, weight, statistics)
+            return {target.name: fit_table(weight, short, settings, _book_dtype(unit))}
         moment, metric = _metrics(unit, target, statistics)
         drift = statistics.drift.get(target.module) if config.weighting != "none" else None
         if drift is not None and drift.count:
@@ -145,7 +151,7 @@ class SubvectorCodesMethod(Method):
         importance = None if metric is None else metric.diagonal().clamp_min(0).pow(OUTPUT_POWER)
         coded = fit_codes(
             weight, stages_of(settings), moment, importance, settings["scales"], config.damping, config.rounds,
-            config.sweeps,
+            config.sweeps, _book_dtype(unit),
         )  # fmt: skip
         return {target.name: coded.tensors("coded.")}
 
@@ -159,6 +165,11 @@ class SubvectorCodesMethod(Method):
 def _config(unit: Unit) -> SubvectorCodes:
     assert isinstance(unit.config, SubvectorCodes)
     return unit.config
+
+
+def _book_dtype(unit: Unit) -> torch.dtype:
+    """The grid that words are rounded to while codes can still follow; integer forms are rounded at the end."""
+    return unit.config.stored.cast or torch.float32
 
 
 def _form(unit: Unit) -> tuple[bool, bool]:
@@ -206,7 +217,7 @@ def _linear_unit(unit: Unit, target: Target, weight: Tensor, statistics: Statist
     energy = weight.double().square().mean(1)
     if moment is None:
         return float(energy.sum()) * target.columns / max(float(weight.double().square().sum()), 1e-30)
-    kept = damped(moment, _config(unit).damping)
+    kept = damped(moment, max(_config(unit).damping, LEAST_DAMPING))
     spread = torch.linalg.cholesky(torch.linalg.inv(kept), upper=True)
     passed_on = float(spread.diagonal().pow(-2).sum())
     if metric is not None:

@@ -40,9 +40,12 @@ def short_rows(table: Tensor, counts: Tensor | None, metric: Tensor | None, powe
     """
     weights = torch.ones(len(table), dtype=torch.float64) if counts is None else smoothed_counts(counts).pow(power)
     weights = weights / weights.sum()
-    directions = row_weighted_directions(table, weights, metric, OUTPUT_DAMPING)
-    unit = 1.0 if metric is not None else 1.0 / max(float(directions.gains.sum()), torch.finfo(torch.float64).tiny)
-    return ShortRows(directions, weights, unit)
+    size = 0.0 if metric is None else float(metric.diagonal().double().mean())
+    if metric is None or size == 0:
+        directions = row_weighted_directions(table, weights)
+        return ShortRows(directions, weights, 1.0 / max(float(directions.gains.sum()), torch.finfo(torch.float64).tiny))
+    # short rows are as large as the table's, whatever the gradients' unit: fp16 has to hold them and the map
+    return ShortRows(row_weighted_directions(table, weights, metric / size, OUTPUT_DAMPING), weights, size)
 
 
 def table_errors(short: ShortRows, sizes: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -72,7 +75,13 @@ def table_errors(short: ShortRows, sizes: Sequence[Mapping[str, Any]]) -> list[f
     return found
 
 
-def fit_table(table: Tensor, short: ShortRows, chosen: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
+def fit_table(
+    table: Tensor,
+    short: ShortRows,
+    chosen: Mapping[str, Any],
+    book_dtype: torch.dtype = torch.float16,
+    seed: int = 0,
+) -> dict[str, Tensor]:
     """Codes, codebooks and the map back.
 
     :return: tensors by their name in the module.
@@ -80,7 +89,9 @@ def fit_table(table: Tensor, short: ShortRows, chosen: Mapping[str, Any], seed: 
     stages, rank = stages_of(chosen), chosen["rank"]
     order = balanced(short.directions.gains[:rank], stages[0].width)
     latents = short.directions.coordinates(table, order)
-    coded = fit_codes(latents, stages, None, short.weights, chosen["scales"], seed=seed, in_place=True)
+    coded = fit_codes(
+        latents, stages, None, short.weights, chosen["scales"], book_dtype=book_dtype, seed=seed, in_place=True
+    )
     back, mean = _map_back(table, coded, short, order)
     return {"up.weight": back.T, "up.bias": mean, **coded.tensors("coded.")}
 
@@ -97,7 +108,8 @@ def _map_back(table: Tensor, coded: Coded, short: ShortRows, order: Tensor) -> t
         weighted = (known * short.weights[run].float()[:, None]).T
         inner += (weighted @ known).double()
         cross += (weighted @ (table[run].float() - mean.float())).double()
-    strength = RIDGE * inner.diagonal()[:-1].mean() * torch.eye(rank + 1, dtype=torch.float64)
+    energy = inner.diagonal()[:-1].mean().clamp_min(torch.finfo(torch.float32).tiny)  # 0 where all rows are equal
+    strength = RIDGE * energy * torch.eye(rank + 1, dtype=torch.float64)
     strength[-1, -1] = 0.0
     wanted = torch.nn.functional.pad(short.directions.back[order], (0, 0, 0, 1))
     back = torch.linalg.solve(inner + strength, cross + strength @ wanted)
