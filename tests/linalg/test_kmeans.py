@@ -134,13 +134,28 @@ def test_about_as_good_as_scikit_learn(data, slack, width, words):
     assert distortion(points, kmeans(points, words)) <= slack * theirs
 
 
-def test_a_sample_is_enough_of_many_points(monkeypatch):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_sample_is_enough_of_many_points(weighted, monkeypatch):
     points = points_of(30000, 2)
-    sampled = kmeans(points, 16)
+    weights = 1 / torch.arange(1.0, 30001.0) if weighted else None  # as Zipf has words
+    sampled = kmeans(points, 16, weights)
     monkeypatch.setattr(module, "SAMPLE_PER_WORD", 10**9)
-    everything = kmeans(points, 16)
+    everything = kmeans(points, 16, weights)
     assert not torch.equal(sampled, everything)
-    assert distortion(points, sampled) < 1.05 * distortion(points, everything)
+    assert distortion(points, sampled, weights) < 1.06 * distortion(points, everything, weights)
+
+
+def test_masses_of_a_sample_stand_for_all_points():
+    points, weights = points_of(500, 2), torch.from_numpy(np.random.default_rng(3).pareto(1.2, 500)).float()
+    weights[:20] = 0.0
+    sums = []
+    for seed in range(400):
+        chosen, mass = module._sample(points, weights, 60, torch.Generator().manual_seed(seed))
+        assert len(chosen) == len(mass) == 60
+        sums.append([float(mass.sum()), *(mass @ chosen).tolist()])
+    expected = [float(weights.sum()), *(weights @ points).tolist()]
+    spread = np.std(sums, axis=0) / np.sqrt(len(sums))
+    assert bool((abs(np.mean(sums, axis=0) - expected) < 4 * spread).all())
 
 
 def test_wrong_values_are_named():

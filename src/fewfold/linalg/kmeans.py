@@ -32,7 +32,7 @@ def kmeans(points: Tensor, words: int, weights: Tensor | None = None, iterations
 
     Starts at points drawn in a few turns, by weight times squared distance to those drawn before (cf. Bahmani et al.,
     VLDB 2012); a centre that loses all its points moves to a point that is far from its own. Where there are many
-    points, the iterations see a sample.
+    points, the iterations see a sample, drawn by weight.
 
     :param points: ``(count, width)`` floats.
     :param words: how many centres; where there are no more distinct points than that, some centres repeat.
@@ -52,8 +52,7 @@ def kmeans(points: Tensor, words: int, weights: Tensor | None = None, iterations
         raise ValueError("points and weights must be finite, and weights not negative")
     generator = torch.Generator().manual_seed(seed)
     if len(points) > SAMPLE_PER_WORD * words:
-        chosen = torch.randperm(len(points), generator=generator)[: SAMPLE_PER_WORD * words]
-        points, mass = points[chosen], mass[chosen]
+        points, mass = _sample(points, mass, SAMPLE_PER_WORD * words, generator)
     centres = _start(points, mass, words, generator)
     before = float("inf")
     for _ in range(iterations):
@@ -71,6 +70,14 @@ def kmeans(points: Tensor, words: int, weights: Tensor | None = None, iterations
             break
         before = now
     return centres
+
+
+def _sample(points: Tensor, mass: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """So many of the points, with masses that stand for all: priority sampling (Duffield et al., J. ACM 2007)."""
+    priority = mass / torch.rand(len(mass), generator=generator).clamp_min(1e-12)
+    first = priority.topk(count + 1)
+    chosen = first.indices[:count]
+    return points[chosen], mass[chosen].clamp_min(first.values[count])
 
 
 def _start(points: Tensor, mass: Tensor, words: int, generator: torch.Generator) -> Tensor:
