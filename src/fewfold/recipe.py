@@ -212,6 +212,16 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
             "BERT-base's token table)",
             [EmbeddingAutoencoder(rank=75, solver="published", weighting="none")],
         ),
+        ("embedding-default", "ours: codes into codebooks for the token table", [SubvectorCodes(targets="embeddings")]),
+        (
+            "codes-default",
+            "ours: codes into codebooks for linears and token table, int8 for poolers and positions",
+            [
+                SubvectorCodes(targets="linears"),
+                SubvectorCodes(targets="embeddings"),
+                Dense(targets="rest", stored_dtype="int8"),
+            ],
+        ),
         ("svd", "truncated SVD of every linear (Eckart and Young 1936)", [LowRank(weighting="none")]),
         ("int8", "round to nearest, int8 a row", [Dense(targets="all", stored_dtype="int8")]),
         ("int4", "round to nearest, int4 in groups of 32", [Dense(targets="all", stored_dtype="int4")]),

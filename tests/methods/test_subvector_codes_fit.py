@@ -182,7 +182,7 @@ def test_settings_survive_saving_and_loading(name, dtype, tmp_path):
             {"width": 2, "words": 8, "shared": False, "rows": None},
             {"width": 1, "words": 8, "shared": False, "rows": 11},
         ],
-        "scales": True, "rank": 8, "mean_row": True,
+        "scales": True, "rank": 8, "mean_row": True, "map": "int8",
     }  # fmt: skip
     expected = outputs(model, name)
     model.save_pretrained(tmp_path)
@@ -267,7 +267,10 @@ def test_calibrated_in_sequence_it_is_nearer_to_the_dense_model(damping):
 def test_tables_and_maps_beside_another_method():
     model = compress(
         make("gpt2_lm"),
-        [SubvectorCodes(targets="embeddings", width=4, words=61, weighting="none"), LowRank(rank=16, weighting="none")],
+        [
+            SubvectorCodes(targets="embeddings", width=4, words=61, weighting="none", map_dtype="fp16"),
+            LowRank(rank=16, weighting="none"),
+        ],
     )
     dense = make("gpt2_lm")
     torch.testing.assert_close(outputs(model, "gpt2_lm"), outputs(dense, "gpt2_lm"), rtol=0, atol=0.02)

@@ -29,8 +29,8 @@ class MethodConfig(BaseModel):
 
     targets: str | list[str] = Field(
         "linears",
-        description="'linears', 'embeddings', 'all', or names, globs ('encoder.layer.*.query') or regular "
-        "expressions ('re:layer\\.[0-3]\\.'), one or several",
+        description="'linears', 'embeddings', 'all', 'rest' (what these leave: poolers, positions), or names, globs "
+        "('encoder.layer.*.query') or regular expressions ('re:layer\\.[0-3]\\.'), one or several",
     )
     exclude: list[str] = Field(default_factory=list, description="patterns to leave as they are")
     layers: str | None = Field(None, description="layer numbers, 0-based, such as '0-3,5' (None: all)")

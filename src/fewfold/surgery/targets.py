@@ -223,21 +223,19 @@ def matches(pattern: str, name: str) -> bool:
 def select(model: nn.Module, targets: Iterable[Target], pattern: str) -> list[Target]:
     """The targets that one pattern names.
 
-    ``linears`` and ``embeddings`` (token tables) are the model's body: heads and poolers only come by name.
+    ``linears`` and ``embeddings`` (token tables) are the model's body, ``all`` both. ``rest`` is what they leave: heads
+    that are not tied, poolers, tables of positions and types; it may be nothing.
 
     :raises TargetError: if nothing is named, or what is named cannot be replaced.
     """
     targets = list(targets)
     if pattern in ("linears", "embeddings", "all"):
         kinds = {"linears": ("linear",), "embeddings": ("embedding",), "all": ("linear", "embedding")}[pattern]
-        chosen = [
-            target
-            for target in targets
-            if target.kind in kinds
-            and target.refusal is None
-            and not (target.head and target.kind == "linear")
-            and (target.kind == "linear" or is_token_table(model, target))
-        ]
+        body = {target.name for kind in kinds for target in _body(model, targets, kind)}
+        chosen = [target for target in targets if target.name in body]
+    elif pattern == "rest":
+        body = {t.name for kind in ("linear", "embedding") for t in _body(model, targets, kind)}
+        return [target for target in targets if target.refusal is None and target.name not in body]
     else:
         chosen = [target for target in targets if matches(pattern, target.name)]
         refused = [target for target in chosen if target.refusal]
@@ -247,6 +245,17 @@ def select(model: nn.Module, targets: Iterable[Target], pattern: str) -> list[Ta
     if not chosen:
         raise TargetError(f"{pattern!r} names no weight of this model; {describe_names(targets)}")
     return chosen
+
+
+def _body(model: nn.Module, targets: Iterable[Target], kind: str) -> list[Target]:
+    return [
+        target
+        for target in targets
+        if target.kind == kind
+        and target.refusal is None
+        and not (target.head and kind == "linear")
+        and (kind == "linear" or is_token_table(model, target))
+    ]
 
 
 def describe_names(targets: Iterable[Target]) -> str:

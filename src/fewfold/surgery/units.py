@@ -54,7 +54,7 @@ def _chosen(model: nn.Module, targets: list[Target], config: MethodConfig) -> li
         )
         for target in select(model, split, pattern):
             wanted[target.name] = target
-        if pattern in ("linears", "embeddings", "all"):
+        if pattern in ("linears", "embeddings", "all", "rest"):
             done = [t for t in wanted.values() if isinstance(model.get_submodule(t.module), Replaced)]
             if len(done) < len(
                 wanted
@@ -71,7 +71,7 @@ def _chosen(model: nn.Module, targets: list[Target], config: MethodConfig) -> li
         wanted = {name: target for name, target in wanted.items() if target.layer in layers}
         if not wanted:
             raise TargetError(f"layers={config.layers!r} leaves no target: the chosen ones lie in layers {present}")
-    if not wanted:
+    if not wanted and "rest" not in patterns:
         raise TargetError(f"exclude={config.exclude!r} leaves no target of {config.targets!r}")
     order = {target.module: number for number, target in enumerate(targets)}
     return sorted(wanted.values(), key=lambda t: (order[t.module], t.part.start if t.part else 0))

@@ -14,7 +14,7 @@ from fewfold.stored import StoredDtype, StoredMatrix
 from fewfold.stored.stages import StageSpec
 from fewfold.surgery.targets import Target
 
-KNOWN = {"stages", "scales", "rank", "mean_row", "codebooks"}
+KNOWN = {"stages", "scales", "rank", "mean_row", "map", "codebooks"}
 
 
 class CodebookStore(Store):
@@ -54,10 +54,11 @@ def build_coded(
     """The empty module that stands for ``target``.
 
     :param settings: ``stages`` (a list of :class:`StageSpec` as dicts); ``scales`` (bool); of a table, ``rank`` (None:
-        no map after the codes) and ``mean_row`` (bool, True); with a store, ``codebooks`` (by stage, a name or None).
+        no map after the codes), ``mean_row`` (bool, True) and ``map`` (its stored dtype, as the codebooks'); with a
+        store, ``codebooks`` (by stage, a name or None).
     :raises ValueError: naming the setting that does not fit the target.
     """
-    known = KNOWN if target.kind == "embedding" else KNOWN - {"rank", "mean_row"}
+    known = KNOWN if target.kind == "embedding" else KNOWN - {"rank", "mean_row", "map"}
     if not set(settings) <= {key for key in KNOWN if key in known or settings.get(key) is None}:
         raise ValueError(f"{target.name} takes {', '.join(sorted(known))}; got {', '.join(sorted(settings))}")
     stages = [StageSpec.from_dict(values) for values in settings.get("stages") or ()]
@@ -75,9 +76,10 @@ def build_coded(
     books = _codebooks(stages, columns, settings.get("codebooks"), store)
     scales = bool(settings.get("scales", False))
     if target.kind == "embedding":
+        kept = StoredDtype(settings.get("map", stored.name), stored.group)
         return CodedEmbedding(
             target.rows, target.columns, stages, rank, target.padding_idx, target.scale, scales, stored,
-            bool(settings.get("mean_row", True)), books, store,
+            bool(settings.get("mean_row", True)), books, store, kept,
         )  # fmt: skip
     return CodedLinear(target.columns, target.rows, stages, target.bias, scales, stored, books, store)
 

@@ -34,6 +34,9 @@ class SubvectorCodes(MethodConfig):
         ge=1,
         description="tables: numbers of a short row (None: a budget chooses; 0 in effect where width is given)",
     )
+    map_dtype: StoredDtypeName | None = Field(
+        None, description="tables: how the map back is kept (None: int8 where codebooks are fp16, else as they are)"
+    )
     frequent: int | None = Field(
         None,
         ge=0,

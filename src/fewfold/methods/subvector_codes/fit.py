@@ -91,7 +91,7 @@ class SubvectorCodesMethod(Method):
         if target.kind == "embedding":
             rank = config.rank or target.columns // config.width * config.width
             frequent = (config.frequent, max(1, config.width // 2)) if config.frequent else None
-            return table_settings(config.width, config.words, rank, frequent, *_form(unit))
+            return table_settings(config.width, config.words, rank, frequent, *_form(unit), _map_dtype(config))
         shared, scales = _form(unit)
         return settings([StageSpec(config.width, config.words, shared)] * config.stages, scales)
 
@@ -100,7 +100,9 @@ class SubvectorCodesMethod(Method):
         (target,) = unit.targets
         config, (shared, scales) = _config(unit), _form(unit)
         if target.kind == "embedding":
-            found = table_sizes(target.rows, target.columns, config.words, config.frequent, shared, scales)
+            found = table_sizes(
+                target.rows, target.columns, config.words, config.frequent, shared, scales, _map_dtype(config)
+            )
             found = [one for one in found if config.rank in (None, one["rank"])]
         else:
             found = linear_sizes(target.columns, shared, config.stages, scales)
@@ -170,6 +172,10 @@ def _config(unit: Unit) -> SubvectorCodes:
 def _book_dtype(unit: Unit) -> torch.dtype:
     """The grid that words are rounded to while codes can still follow; integer forms are rounded at the end."""
     return unit.config.stored.cast or torch.float32
+
+
+def _map_dtype(config: SubvectorCodes) -> str:
+    return config.map_dtype or ("int8" if config.stored_dtype == "fp16" else config.stored_dtype)
 
 
 def _form(unit: Unit) -> tuple[bool, bool]:

@@ -125,6 +125,7 @@ class CodedEmbedding(_Coded, AssembledEmbedding):
     """``rows = up(coded[ids])`` with ``coded: (vocab, rank)`` and ``up: rank → dim``; no ``up`` where rank is None.
 
     :param rank: columns of the coded latents (None: the table itself is coded).
+    :param map_stored: how ``up`` is kept (None: as the codebooks).
     :param mean_row: whether ``up`` adds a row to every row (its bias, ``(dim,)``).
     """
 
@@ -141,12 +142,13 @@ class CodedEmbedding(_Coded, AssembledEmbedding):
         mean_row: bool = True,
         codebooks: Sequence[nn.Module | None] | None = None,
         store: Store | None = None,
+        map_stored: StoredDtype | None = None,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, padding_idx, scale)
         stored = stored or StoredDtype()
         self._shared = () if store is None else (store,)
         self.coded = CodedMatrix(num_embeddings, rank or embedding_dim, stages, scales, stored, codebooks)
-        self.up = None if rank is None else make_linear(rank, embedding_dim, mean_row, stored)
+        self.up = None if rank is None else make_linear(rank, embedding_dim, mean_row, map_stored or stored)
         self.reset_parameters()
 
     @torch.no_grad()

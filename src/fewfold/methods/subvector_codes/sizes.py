@@ -52,11 +52,12 @@ def linear_sizes(columns: int, shared: bool, stages: int, scales: bool) -> list[
 
 
 def table_sizes(
-    rows: int, columns: int, words: int, frequent: int | None, shared: bool, scales: bool
+    rows: int, columns: int, words: int, frequent: int | None, shared: bool, scales: bool, kept: str
 ) -> list[dict[str, Any]]:
     """Settings of a table: sub-vectors of every width, as many as fit into its rows, and more for frequent rows.
 
     :param frequent: how many rows have a second stage (None: any number; 0: there is none).
+    :param kept: stored dtype of the map back.
     """
     found = []
     tiers: list[list[StageSpec]] = [[]]
@@ -69,7 +70,7 @@ def table_sizes(
             for tier in tiers:
                 if all(stage.width < width for stage in tier):
                     chosen = settings([StageSpec(width, words, shared), *tier], scales)
-                    found.append({**chosen, "rank": width * count, "mean_row": True})
+                    found.append({**chosen, "rank": width * count, "mean_row": True, "map": kept})
     return found
 
 
@@ -91,7 +92,8 @@ def settings_bytes(rows: int, columns: int, chosen: Any, stored: StoredDtype, el
     rank = chosen.get("rank")
     size = coded_bytes(rows, rank or columns, stages_of(chosen), chosen["scales"], stored, element_size)
     if rank is not None:
-        size += stored.matrix_bytes(columns, rank, element_size) + (columns * element_size if chosen["mean_row"] else 0)
+        kept = StoredDtype(chosen.get("map", stored.name), stored.group)
+        size += kept.matrix_bytes(columns, rank, element_size) + (columns * element_size if chosen["mean_row"] else 0)
     return size
 
 

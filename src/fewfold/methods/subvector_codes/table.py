@@ -117,13 +117,14 @@ def _map_back(table: Tensor, coded: Coded, short: ShortRows, order: Tensor) -> t
 
 
 def table_settings(
-    width: int, words: int, rank: int, frequent: tuple[int, int] | None, shared: bool, scales: bool
+    width: int, words: int, rank: int, frequent: tuple[int, int] | None, shared: bool, scales: bool, kept: str
 ) -> dict[str, Any]:
     """The settings of fixed values.
 
     :param frequent: rows of a second stage and its width, or None.
+    :param kept: stored dtype of the map back.
     """
     stages = [StageSpec(width, words, shared)]
     if frequent is not None:
         stages.append(StageSpec(frequent[1], words, shared, frequent[0]))
-    return {**settings(stages, scales), "rank": rank, "mean_row": True}
+    return {**settings(stages, scales), "rank": rank, "mean_row": True, "map": kept}
