@@ -15,7 +15,8 @@ from torch import nn
 from fewfold.errors import TaskError
 from fewfold.optional import require
 from fewfold.progress import track
-from fewfold.stored import StoredEmbedding, StoredLinear, unpack
+from fewfold.stored import unpack
+from fewfold.stored.kept import Kept
 from fewfold.tasks.batches import Padding, Row, token_total
 
 
@@ -120,7 +121,7 @@ def fine_tune(
         seconds = time.perf_counter() - start
     model.eval()
     for leaf in model.modules():
-        if isinstance(leaf, StoredLinear | StoredEmbedding):
+        if isinstance(leaf, Kept):
             leaf.round_()
     if not math.isfinite(result.training_loss):
         raise TaskError(
