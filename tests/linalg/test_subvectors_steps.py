@@ -9,7 +9,6 @@ from codes import DAMPING, LAYOUTS, assembled, error_of, metric_of, random, used
 
 from fewfold.linalg import subvectors
 from fewfold.linalg.subvectors import Coded, _Fit
-from fewfold.stored.stages import StageSpec
 
 
 def started(matrix, stages, metric, weights, scales, seed=0):
@@ -46,37 +45,6 @@ def test_no_step_of_a_turn_raises_the_error(layout, calibrated, scales):
     assert all(after <= before * (1 + 1e-5) for before, after in pairwise(steps)), steps
     if len(LAYOUTS[layout]) > 1 or calibrated:
         assert steps[-1] < 0.95 * steps[0]
-
-
-@pytest.mark.parametrize(("columns", "width"), [(12, 4), (11, 4), (9, 1), (150, 32)])
-def test_feedback_chooses_for_the_columns_that_are_still_free(columns, width):
-    """Every code is the best one if all later columns were free numbers."""
-    metric, matrix, words = metric_of(columns, rows=400), random(15, columns), random(10, width, seed=5)
-    work = _Fit(matrix.clone(), [StageSpec(width, 10, shared=True)], metric, torch.ones(15), False, DAMPING, 0)
-    blocks = work.blocks(0)
-    found = work._feedback(matrix, words, blocks).numpy()
-    used, off = used_metric(metric, columns), np.zeros((15, columns))
-    agreed, nearest_codes = [], np.zeros_like(found)
-    for place, block in enumerate(blocks):
-        done, free = slice(0, block.stop), slice(block.stop, columns)
-        schur = used[done, done] - used[done, free] @ np.linalg.solve(used[free, free], used[free, done])
-        pool = words.double().numpy()[:, : block.stop - block.start]
-        for row in range(15):
-            tries = np.repeat(off[row : row + 1, done], 10, axis=0)
-            tries[:, block] = matrix[row, block].double().numpy() - pool
-            costs = np.einsum("wi,ij,wj->w", tries, schur, tries)
-            agreed.append(costs[found[row, place]] <= costs.min() * (1 + 1e-4))
-            off[row, block] = tries[found[row, place], block]
-            nearest_codes[row, place] = (tries[:, block] ** 2).sum(1).argmin()
-    assert all(agreed)
-    plain = np.concatenate(
-        [
-            matrix[:, b].double().numpy() - words.double().numpy()[nearest_codes[:, p], : b.stop - b.start]
-            for p, b in enumerate(blocks)
-        ],
-        axis=1,
-    )
-    assert np.einsum("ri,ij,rj->", off, used, off) < np.einsum("ri,ij,rj->", plain, used, plain)
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
@@ -138,6 +106,7 @@ def test_improving_tries_every_word(layout, calibrated, scales, monkeypatch):
     matrix, weights, metric = random(20, 12), weights_of(20), metric_of(12) if calibrated else None
     work = started(matrix, LAYOUTS[layout], metric, weights, scales)
     used = used_metric(metric, 12)
+    changed = False
     for number, stage in enumerate(LAYOUTS[layout]):
         coded = Coded(*(list(part) for part in (work.codes, work.books)), work.found().partial, None, work.order)
         off = matrix.double().numpy() / (work.scales.double().numpy()[:, None] if scales else 1)
@@ -155,5 +124,5 @@ def test_improving_tries_every_word(layout, calibrated, scales, monkeypatch):
                 off[row] = tries[costs.argmin()]
         work.improve(number)
         assert torch.equal(work.codes[number].long(), expected.long())
-        if calibrated:
-            assert not torch.equal(work.codes[number], before)
+        changed = changed or not torch.equal(work.codes[number], before)
+    assert changed or not calibrated

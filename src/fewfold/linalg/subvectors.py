@@ -10,7 +10,7 @@ where inputs differ much in energy: it leaves words far from the weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,8 @@ CG_TOLERANCE = 1e-6  # of the squared residual
 LEAST_DAMPING = 1e-4  # below it, a metric in fp32 cannot be told from a singular one
 LEAST_SCALE = 2.0**-24  # the smallest positive number of fp16
 GROUP_COLUMNS = 64  # columns between two updates of all others
+
+Cluster = Callable[..., Tensor]
 
 
 @dataclass
@@ -94,6 +96,7 @@ def fit_codes(
     book_dtype: torch.dtype = torch.float16,
     seed: int = 0,
     in_place: bool = False,
+    cluster: Cluster = kmeans,
 ) -> Coded:
     """Codes, codebooks and row scales of a matrix.
 
@@ -108,6 +111,7 @@ def fit_codes(
     :param book_dtype: the codebooks' kept dtype: codes of the last turn are chosen for rounded words.
     :param seed: of the k-means starts.
     :param in_place: leave in ``matrix`` what the codes do not explain, rather than copy it (without scales).
+    :param cluster: what finds the words of points: `kmeans`, or one that remembers.
     :raises ValueError: if shapes disagree or a number is not finite.
     """
     if matrix.dim() != 2 or not bool(torch.isfinite(matrix).all()):
@@ -119,7 +123,9 @@ def fit_codes(
     if weights.shape != (rows,) or bool((weights < 0).any()) or not bool(weights.isfinite().all()):
         raise ValueError(f"row_weights {tuple(weights.shape)}: expected {rows} numbers, finite and not negative")
     matrix = matrix.detach().to(torch.float32)
-    work = _Fit(matrix if scales or in_place else matrix.clone(), stages, metric, weights, scales, damping, seed)
+    work = _Fit(
+        matrix if scales or in_place else matrix.clone(), stages, metric, weights, scales, damping, seed, cluster
+    )
     for number in range(len(stages)):
         work.start(number)
     for turn in range(rounds if metric is not None or len(stages) > 1 else 0):
@@ -167,9 +173,10 @@ class _Fit:
         scales: bool,
         damping: float,
         seed: int,
+        cluster: Cluster = kmeans,
     ) -> None:
         self.rows, self.columns = matrix.shape
-        self.stages, self.seed = stages, seed
+        self.stages, self.seed, self.cluster = stages, seed, cluster
         self.matrix = matrix if scales else None
         self.metric = None if metric is None else damped(metric, max(damping, LEAST_DAMPING)).to(torch.float32)
         self.scales = _kept_scales(matrix.square().mean(1).sqrt()) if scales else None
@@ -209,7 +216,7 @@ class _Fit:
             points = padded.reshape(-1, stage.width)
             per_block = torch.stack([diagonal[block].mean() for block in blocks])
             mass = (weights[:, None] * per_block.pow(COLUMN_POWER)).flatten()
-            books = kmeans(points, stage.words, mass, seed=self.seed)[None]
+            books = self.cluster(points, stage.words, mass, seed=self.seed)[None]
             for place, block in enumerate(blocks):
                 root, words = self._roots(block)[0], books[0][:, : block.stop - block.start]
                 codes[:, place] = nearest(left[:, block] @ root, words @ root)
@@ -218,7 +225,7 @@ class _Fit:
             for place, block in track(list(enumerate(blocks)), "clustering"):
                 root, back = self._roots(block)
                 points = left[:, block] @ root
-                words = kmeans(points, stage.words, weights, seed=self.seed)
+                words = self.cluster(points, stage.words, weights, seed=self.seed)
                 codes[:, place] = nearest(points, words)
                 books[place, :, : block.stop - block.start] = words @ back
         self.codes.append(codes)

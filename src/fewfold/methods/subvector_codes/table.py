@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fewfold.linalg.subvectors import Coded, fit_codes
 from fewfold.linalg.tables import CHUNK_ROWS, TableDirections, row_weighted_directions, smoothed_counts
+from fewfold.methods.subvector_codes.remembered import remembered_kmeans
 from fewfold.methods.subvector_codes.sizes import balanced, block_products, coded_error, settings, stages_of
 from fewfold.stored.stages import StageSpec
 
@@ -90,7 +91,15 @@ def fit_table(
     order = balanced(short.directions.gains[:rank], stages[0].width)
     latents = short.directions.coordinates(table, order)
     coded = fit_codes(
-        latents, stages, None, short.weights, chosen["scales"], book_dtype=book_dtype, seed=seed, in_place=True
+        latents,
+        stages,
+        None,
+        short.weights,
+        chosen["scales"],
+        book_dtype=book_dtype,
+        seed=seed,
+        in_place=True,
+        cluster=remembered_kmeans,
     )
     back, mean = _map_back(table, coded, short, order)
     return {"up.weight": back.T, "up.bias": mean, **coded.tensors("coded.")}
