@@ -63,11 +63,20 @@ class Bench:
             )
 
 
-def publish(name: str, title: str, rows: Sequence[QualityRow], extra: dict[str, Any] | None = None) -> None:
-    """Write ``benchmarks/results/NAME.json`` and the table drawn from it into ``docs/benchmarks/NAME.md``."""
+def publish(
+    name: str,
+    title: str,
+    rows: Sequence[QualityRow],
+    extra: dict[str, Any] | None = None,
+    program: str | None = None,
+) -> None:
+    """Write ``benchmarks/results/NAME.json`` and the table drawn from it into ``docs/benchmarks/NAME.md``.
+
+    :param program: that draws it, where its file is not called ``NAME.py``.
+    """
     extra = extra or {}
     content = {**extra, "rows": [asdict(row) for row in rows]}
-    _write(name, title, content, [rows_to_markdown(rows), *claims(extra.get("checks", []))])
+    _write(name, title, content, [rows_to_markdown(rows), *claims(extra.get("checks", []))], program or name)
 
 
 def publish_checks(
@@ -77,7 +86,7 @@ def publish_checks(
 
     :param lines: what stands above the claims.
     """
-    _write(name, title, {**extra, "checks": list(checks)}, [*lines, *claims(checks)])
+    _write(name, title, {**extra, "checks": list(checks)}, [*lines, *claims(checks)], name)
 
 
 def claims(checks: Sequence[dict[str, Any]]) -> list[str]:
@@ -89,12 +98,12 @@ def claims(checks: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _write(name: str, title: str, content: dict[str, Any], lines: Sequence[str]) -> None:
+def _write(name: str, title: str, content: dict[str, Any], lines: Sequence[str], program: str) -> None:
     RESULTS.mkdir(exist_ok=True)
     TABLES.mkdir(parents=True, exist_ok=True)
     content = {"environment": environment(), **content}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    text = "\n".join([*head(name, title, content["environment"]), *lines]) + "\n"
+    text = "\n".join([*head(program, title, content["environment"]), *lines]) + "\n"
     (TABLES / f"{name}.md").write_text(text, encoding="utf-8")
 
 
