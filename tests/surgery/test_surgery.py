@@ -371,3 +371,38 @@ def test_a_bare_linear_is_refused_and_stays():
     linear = nn.Linear(4, 4)
     with pytest.raises(TargetError, match="is the model itself"):
         fewfold.compress(linear, LowRank(rank=2, weighting="none"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("bert", {"embeddings.position_embeddings", "embeddings.token_type_embeddings", "pooler.dense"}),
+        ("gpt2_lm", {"transformer.wpe"}),
+        ("t5_lm", None),
+    ],
+)
+def test_the_rest_is_what_the_body_leaves(name, expected):
+    model = make(name)
+    targets = find_targets(model)
+    rest = {target.name for target in select(model, targets, "rest")}
+    body = {target.name for target in select(model, targets, "all")}
+    assert not rest & body
+    assert rest | body == {target.name for target in targets if target.refusal is None}
+    assert expected is None or rest == expected
+
+
+def test_the_rest_may_be_nothing():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    fewfold.compress(model, [LowRank(rank=2, weighting="none"), Dense(targets="rest", stored_dtype="int8")])
+    assert isinstance(model[0], Assembled)
+
+
+def test_the_preset_of_codes_holds_a_size_in_bytes(tmp_path):
+    model = make("bert")
+    limit = int(0.5 * sum(parameter.numel() * 4 for parameter in model.parameters()))
+    with pytest.warns(UserWarning, match="no calibration"):
+        fewfold.compress(model, "codes-default", budget=fewfold.Budget(bytes=f"{limit}"))
+    assert isinstance(model.pooler.dense, Assembled)
+    assert isinstance(model.embeddings.position_embeddings, Assembled)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size < limit + 30_000  # the header is no tensor

@@ -28,6 +28,8 @@ def find_units(model: nn.Module, recipe: Recipe) -> list[Unit]:
     units: list[Unit] = []
     for config in recipe.methods:
         chosen = [t for t in _chosen(model, targets, config) if t.module not in taken]
+        if not chosen and "rest" in config.targets and len(recipe.methods) > 1:
+            continue  # bodies without poolers and positions leave nothing
         if not chosen:
             raise TargetError(
                 f"{type(config).__name__}(targets={config.targets!r}) has no target left: earlier configs of the "
