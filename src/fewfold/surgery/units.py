@@ -28,7 +28,7 @@ def find_units(model: nn.Module, recipe: Recipe) -> list[Unit]:
     units: list[Unit] = []
     for config in recipe.methods:
         chosen = [t for t in _chosen(model, targets, config) if t.module not in taken]
-        if not chosen and "rest" in config.targets and len(recipe.methods) > 1:
+        if not chosen and config.targets in ("rest", ["rest"]) and len(recipe.methods) > 1:
             continue  # bodies without poolers and positions leave nothing
         if not chosen:
             raise TargetError(
