@@ -3,8 +3,8 @@
 Random codes and words (speed does not depend on them), V = 33,278, fp32, all contenders of a shape in turns. ``codes``
 never assembles the table; ``rebuilt`` assembles it at every call, as training does; ``dense`` is ``F.linear(h, E)``.
 Fewer numbers: those of the table over words and codes together, a code counted as one number; fewer bytes: of fp32 on
-disk. The system hands out fresh pages for every large result by default, and 34 MB of logits cost every contender more
-there than the sums themselves: the judged run lets the allocator keep them, as servers do; the default stands beside it.
+disk. The system hands out fresh pages for every large result by default; 34 MB of logits cost every contender more
+there than the sums: the judged run lets the allocator keep them, as servers do; the default stands beside it.
 
     python benchmarks/head_speed.py
 """

@@ -1,8 +1,8 @@
 """K-means of a table's sub-vectors: ours against scikit-learn's, to the same error.
 
 Points: sub-vectors of all-MiniLM-L6-v2's token table (30,522 of each width) and as many normal numbers as a table of
-250,000 rows has; 256 words; all contenders in turns. scikit-learn runs as it comes (k-means++, one start), with the same
-number of iterations at most, and as ``MiniBatchKMeans``.
+250,000 rows has; 256 words; all contenders in turns. scikit-learn runs as it comes (k-means++, one start), with the
+same number of iterations at most, and as ``MiniBatchKMeans``.
 
     python benchmarks/kmeans_speed.py
 """

@@ -88,7 +88,7 @@ def main(rows: int, columns: int) -> None:
         peak = row["peak"] - row["before"]
         lines.append(f"| {kind} | {row['seconds']:.0f} | {peak / 1e9:.2f} GB | {peak / row['table']:.2f}× |")
     lines += [
-        "", f"Table: {rows:,} × {columns:,} fp32, {rows * columns * 4 / 1e9:.2f} GB, to 1/{RATIO}. The peak contains the "
+        "", f"Table: {rows:,} × {columns:,} fp32, {rows * columns * 4 / 1e9:.2f} GB, to 1/{RATIO}. The peak holds the "
         "table. ``codes, again`` finds every codebook in the cache, as a run that was stopped does.", "",
     ]  # fmt: skip
     checks = [
