@@ -150,9 +150,9 @@ def test_masses_of_a_sample_stand_for_all_points():
     weights[:20] = 0.0
     sums = []
     for seed in range(400):
-        chosen, mass = module._sample(points, weights, 60, torch.Generator().manual_seed(seed))
-        assert len(chosen) == len(mass) == 60
-        sums.append([float(mass.sum()), *(mass @ chosen).tolist()])
+        chosen, mass = module.priority_sample(weights, 60, torch.Generator().manual_seed(seed))
+        assert len(set(chosen.tolist())) == len(mass) == 60
+        sums.append([float(mass.sum()), *(mass @ points[chosen]).tolist()])
     expected = [float(weights.sum()), *(weights @ points).tolist()]
     spread = np.std(sums, axis=0) / np.sqrt(len(sums))
     assert bool((abs(np.mean(sums, axis=0) - expected) < 4 * spread).all())

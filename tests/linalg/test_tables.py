@@ -43,6 +43,17 @@ def test_smoothed_counts_give_unseen_tokens_the_share_of_the_singletons():
     assert float(smoothed_counts(torch.ones(3)).max()) == 2
 
 
+def test_smoothed_counts_look_at_neighbours_in_the_vocabulary():
+    counts = torch.from_numpy(np.random.default_rng(3).poisson(np.linspace(2, 0, 2000)))
+    smoothed, reach = smoothed_counts(counts).numpy(), tables.NEIGHBOURS
+    for place in (0, 150, 1000, 1999):
+        around = counts.numpy()[max(0, place - reach) : place + reach + 1]
+        share = np.clip((around == 1).sum() / max((around == 0).sum(), 1), 1e-3, 1)
+        assert smoothed[place] == pytest.approx(counts[place] + share)
+    unseen = np.flatnonzero(counts.numpy() == 0)
+    assert smoothed[unseen[0]] > 5 * smoothed[unseen[-1]]
+
+
 def test_row_weighted_full_rank_is_exact_where_few_rows_count():
     table, weights = random(40, 8), torch.zeros(40)
     weights[:2] = 1

@@ -7,6 +7,7 @@ from torch import Tensor
 
 CROSS_ENTRIES = 2**21  # entries of one block of products between points and centres: stays in the cache
 SAMPLE_PER_WORD = 128  # points a centre that the iterations see; the rest is only assigned at the end
+SAMPLE = 2**18  # points that are enough for any number of centres, 64 for each of 4,096
 START_TURNS = 16  # in which the first centres are drawn
 TOLERANCE = 1e-4  # relative gain of an iteration below which it was the last
 
@@ -51,8 +52,10 @@ def kmeans(points: Tensor, words: int, weights: Tensor | None = None, iterations
     if not bool(points.isfinite().all()) or not bool(mass.isfinite().all()) or bool((mass < 0).any()):
         raise ValueError("points and weights must be finite, and weights not negative")
     generator = torch.Generator().manual_seed(seed)
-    if len(points) > SAMPLE_PER_WORD * words:
-        points, mass = _sample(points, mass, SAMPLE_PER_WORD * words, generator)
+    enough = sample_size(words)
+    if len(points) > enough:
+        chosen, mass = priority_sample(mass, enough, generator)
+        points = points[chosen]
     centres = _start(points, mass, words, generator)
     before = float("inf")
     for _ in range(iterations):
@@ -72,12 +75,21 @@ def kmeans(points: Tensor, words: int, weights: Tensor | None = None, iterations
     return centres
 
 
-def _sample(points: Tensor, mass: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """So many of the points, with masses that stand for all: priority sampling (Duffield et al., J. ACM 2007)."""
+def sample_size(words: int) -> int:
+    """How many points are enough to find so many centres."""
+    return min(SAMPLE_PER_WORD * words, max(SAMPLE, 16 * words))
+
+
+def priority_sample(mass: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """So many places, heavy ones first, with masses that stand for all (Duffield et al., J. ACM 2007).
+
+    :param mass: ``(points,)``, not negative, more of them than ``count``.
+    :return: ``(count,)`` places and their masses.
+    """
     priority = mass / torch.rand(len(mass), generator=generator).clamp_min(1e-12)
     first = priority.topk(count + 1)
     chosen = first.indices[:count]
-    return points[chosen], mass[chosen].clamp_min(first.values[count])
+    return chosen, mass[chosen].clamp_min(first.values[count])
 
 
 def _start(points: Tensor, mass: Tensor, words: int, generator: torch.Generator) -> Tensor:

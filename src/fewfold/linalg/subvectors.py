@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewfold.linalg.kmeans import kmeans, nearest
+from fewfold.linalg.kmeans import kmeans, nearest, priority_sample
 from fewfold.linalg.spectra import damped
 from fewfold.progress import track
 from fewfold.stored.stages import StageSpec
@@ -25,6 +25,7 @@ COLUMN_POWER = (
     0.5  # columns weigh in the first codebook with their share of the metric to this power: a few may rule it
 )
 CHUNK_ROWS = 16384  # that are decoded at a time
+MOST_POINTS = 2**22  # sub-vectors that one codebook is found from: whole rows are drawn where there are more
 CG_STEPS = 20  # of conjugate gradients for codebooks: a thousand unknowns, and a good start
 CG_TOLERANCE = 1e-6  # of the squared residual
 LEAST_DAMPING = 1e-4  # below it, a metric in fp32 cannot be told from a singular one
@@ -212,12 +213,16 @@ class _Fit:
         diagonal = torch.ones(self.columns) if self.metric is None else self.metric.diagonal()
         codes = torch.empty(len(left), len(blocks), dtype=torch.int16 if stage.words <= 32768 else torch.int32)
         if stage.shared:
-            padded = torch.nn.functional.pad(left, (0, len(blocks) * stage.width - self.columns))
-            points = padded.reshape(-1, stage.width)
-            per_block = torch.stack([diagonal[block].mean() for block in blocks])
-            mass = (weights[:, None] * per_block.pow(COLUMN_POWER)).flatten()
-            books = self.cluster(points, stage.words, mass, seed=self.seed)[None]
-            for place, block in enumerate(blocks):
+            per_block = torch.stack([diagonal[block].mean() for block in blocks]).pow(COLUMN_POWER)
+            seen, mass = left, weights
+            if len(left) * len(blocks) > MOST_POINTS:
+                rows = MOST_POINTS // len(blocks)
+                chosen, mass = priority_sample(weights, rows, torch.Generator().manual_seed(self.seed))
+                seen = left[chosen]
+            padded = torch.nn.functional.pad(seen, (0, len(blocks) * stage.width - self.columns))
+            mass = (mass[:, None] * per_block).flatten()
+            books = self.cluster(padded.reshape(-1, stage.width), stage.words, mass, seed=self.seed)[None]
+            for place, block in track(list(enumerate(blocks)), "coding"):
                 root, words = self._roots(block)[0], books[0][:, : block.stop - block.start]
                 codes[:, place] = nearest(left[:, block] @ root, words @ root)
         else:

@@ -9,6 +9,7 @@ from fewfold.linalg.low_rank import TIE_BREAK, LowRankSpectrum, checked_matrix
 from fewfold.linalg.spectra import cholesky_factor, damped, eigh_descending
 
 CHUNK_ROWS = 16384  # that are held in another dtype at a time
+NEIGHBOURS = 200  # tokens on either side whose counts speak for a token
 
 
 def row_weighted_spectrum(
@@ -59,14 +60,24 @@ def smoothed_counts(counts: Tensor) -> Tensor:
     """Token counts of a small text made fit to weight a whole vocabulary.
 
     Adds to every token the share that Good and Turing give to an unseen one: the tokens seen once,
-    divided by the tokens never seen (Good, 1953), at least 1e-3 and at most 1.
+    divided by the tokens never seen (Good, 1953), at least 1e-3 and at most 1. Both are counted among the
+    ``NEIGHBOURS`` tokens on either side: vocabularies are built by falling frequency, so what stands near
+    frequent tokens is likely frequent too.
 
     :param counts: ``(vocab,)``, not negative.
     :return: ``(vocab,)`` float64, all positive.
     """
     counts = counts.to(torch.float64)
-    unseen = max(int((counts == 0).sum()), 1)
-    return counts + min(max(int((counts == 1).sum()) / unseen, 1e-3), 1.0)
+    once, never = (_sum_around(counts == number) for number in (1, 0))
+    return counts + (once / never.clamp_min(1)).clamp(1e-3, 1.0)
+
+
+def _sum_around(marked: Tensor) -> Tensor:
+    """How many are marked within ``NEIGHBOURS`` places, each place itself included."""
+    before = torch.nn.functional.pad(marked.to(torch.float64).cumsum(0), (1, 0))
+    places = torch.arange(len(marked), device=marked.device)
+    first, last = (places - NEIGHBOURS).clamp_min(0), (places + NEIGHBOURS + 1).clamp_max(len(marked))
+    return before[last] - before[first]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,13 @@ class SubvectorCodes(MethodConfig):
     method: Literal["subvector_codes"] = "subvector_codes"
     stored_dtype: StoredDtypeName = Field("fp16", description="how codebooks (and a table's map) are kept on disk")
     width: int | None = Field(None, ge=1, description="numbers of a sub-vector (None: a budget chooses)")
-    words: int = Field(256, ge=2, le=65536, description="entries of a codebook: 256 makes a code of one byte")
+    words: int | None = Field(
+        None,
+        ge=2,
+        le=65536,
+        description="entries of a codebook (None: 256, a code of one byte; for a table a budget also tries codebooks "
+        "of 4,096 that all positions share)",
+    )
     stages: int = Field(1, ge=1, le=8, description="linears: codebooks whose entries add up (residual codes)")
     codebooks: Literal["auto", "matrix", "position"] = Field(
         "auto",
@@ -47,7 +53,7 @@ class SubvectorCodes(MethodConfig):
         "auto", description="what the fit minimises, as in LowRank; 'none' the weight's own error (plain k-means)"
     )
     count_power: float = Field(
-        0.75, ge=0, le=1, description="tables: rows weigh (smoothed token count) to this power; 0 weighs all equally"
+        0.4, ge=0, le=1, description="tables: rows weigh (smoothed token count) to this power; 0 weighs all equally"
     )
     damping: float = Field(0.3, ge=0, description="linears: share of the mean input energy added in all directions")
     rounds: int = Field(2, ge=0, description="turns of codebooks for codes and codes for codebooks")

@@ -17,6 +17,8 @@ from fewfold.methods.base import Cost, Method, Unit
 from fewfold.methods.subvector_codes.build import build_coded
 from fewfold.methods.subvector_codes.config import SubvectorCodes
 from fewfold.methods.subvector_codes.sizes import (
+    FEW_WORDS,
+    MANY_WORDS,
     distortion,
     linear_sizes,
     settings,
@@ -91,18 +93,25 @@ class SubvectorCodesMethod(Method):
         if target.kind == "embedding":
             rank = config.rank or target.columns // config.width * config.width
             frequent = (config.frequent, max(1, config.width // 2)) if config.frequent else None
-            return table_settings(config.width, config.words, rank, frequent, *_form(unit), _map_dtype(config))
+            return table_settings(config.width, _words(config), rank, frequent, *_form(unit), _map_dtype(config))
         shared, scales = _form(unit)
-        return settings([StageSpec(config.width, config.words, shared)] * config.stages, scales)
+        return settings([StageSpec(config.width, _words(config), shared)] * config.stages, scales)
 
     def sizes(self, unit: Unit) -> list[Mapping[str, Any]]:
         """Widths and numbers of words (a table's: widths and ranks) in rising bytes, none that another one beats."""
         (target,) = unit.targets
         config, (shared, scales) = _config(unit), _form(unit)
         if target.kind == "embedding":
-            found = table_sizes(
-                target.rows, target.columns, config.words, config.frequent, shared, scales, _map_dtype(config)
-            )
+            forms = [(_words(config), shared)]
+            if config.words is None and config.codebooks == "auto":
+                forms.append((MANY_WORDS, True))
+            found = [
+                size
+                for words, one_book in forms
+                for size in table_sizes(
+                    target.rows, target.columns, words, config.frequent, one_book, scales, _map_dtype(config)
+                )
+            ]
             found = [one for one in found if config.rank in (None, one["rank"])]
         else:
             found = linear_sizes(target.columns, shared, config.stages, scales)
@@ -167,6 +176,10 @@ class SubvectorCodesMethod(Method):
 def _config(unit: Unit) -> SubvectorCodes:
     assert isinstance(unit.config, SubvectorCodes)
     return unit.config
+
+
+def _words(config: SubvectorCodes) -> int:
+    return config.words or FEW_WORDS
 
 
 def _book_dtype(unit: Unit) -> torch.dtype:

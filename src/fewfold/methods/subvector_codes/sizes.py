@@ -19,9 +19,10 @@ LINEAR_SIZES = (
     (2, 256), (2, 128), (2, 64), (3, 256), (3, 128), (4, 512), (4, 256), (5, 512), (5, 256), (6, 256), (8, 512),
     (8, 256), (10, 256), (12, 256), (16, 256), (24, 256), (32, 256), (48, 256), (64, 256),
 )  # fmt: skip
-TABLE_WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24)
+FEW_WORDS, MANY_WORDS = 256, 4096  # of a codebook for each position, and of one for all
+TABLE_WIDTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
 TABLE_RANKS = 16  # numbers of sub-vectors that are tried with every width
-FREQUENT_WIDTHS = (2, 3, 4, 6, 8)  # of the stage that only frequent rows have
+FREQUENT_WIDTHS = (2, 3, 4, 6, 8, 12, 16)  # of the stage that only frequent rows have
 FREQUENT_SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.45)  # of the rows that have it
 POINTS_PER_WORD = 32  # of the sample that distortions are measured on
 
@@ -63,12 +64,13 @@ def table_sizes(
     tiers: list[list[StageSpec]] = [[]]
     if frequent != 0:
         counts = {round(share * rows) for share in FREQUENT_SHARES} if frequent is None else {frequent}
-        tiers += [[StageSpec(w, words, shared, n)] for n in sorted(counts - {0}) for w in FREQUENT_WIDTHS]
+        further = min(words, FEW_WORDS)
+        tiers += [[StageSpec(w, further, shared, n)] for n in sorted(counts - {0}) for w in FREQUENT_WIDTHS]
     for width in TABLE_WIDTHS:
         full = columns // width
         for count in sorted({round(full * share / TABLE_RANKS) for share in range(1, TABLE_RANKS + 1)} - {0}):
             for tier in tiers:
-                if all(stage.width < width for stage in tier):
+                if all(stage.width <= width * count for stage in tier):
                     chosen = settings([StageSpec(width, words, shared), *tier], scales)
                     found.append({**chosen, "rank": width * count, "mean_row": True, "map": kept})
     return found

@@ -16,6 +16,8 @@ from fewfold.methods.subvector_codes.sizes import balanced, block_products, code
 from fewfold.stored.stages import StageSpec
 
 OUTPUT_DAMPING = 1.0  # share of the mean eigenvalue that is added to the metric at a table's output
+CUT_OFF = 1.5  # an error in directions that are left out counts so much more: it is the same wherever a token stands
+ROUNDS_UP_TO = 2**26  # numbers of a table whose codes and codebooks still take turns; that needs copies of it
 RIDGE = 1e-3  # pull of the refitted map towards the directions, as a share of the mean energy
 
 
@@ -65,7 +67,7 @@ def table_errors(short: ShortRows, sizes: Sequence[Mapping[str, Any]]) -> list[f
         if key not in products:
             products[key] = block_products(gains[:rank], stages[0].width)
         whole = [stage for stage in stages if stage.rows is None]
-        total, before = float(gains[rank:].sum()), 0.0
+        total, before = CUT_OFF * float(gains[rank:].sum()), 0.0
         for stage in reversed([stage for stage in stages if stage.rows is not None]):
             reached = float(mass[min(stage.rows or 0, len(falling))])
             inside = [s for s in stages if s.rows is None or s.rows >= (stage.rows or 0)]
@@ -96,6 +98,7 @@ def fit_table(
         None,
         short.weights,
         chosen["scales"],
+        rounds=2 if latents.numel() <= ROUNDS_UP_TO else 0,
         book_dtype=book_dtype,
         seed=seed,
         in_place=True,
