@@ -125,6 +125,15 @@ def test_spectra_tell_the_error_at_every_rank():
             assert float(spectrum.errors()[rank]) == pytest.approx(left, rel=1e-6, abs=1e-9)
 
 
+def test_two_layers_split_their_difference():
+    """Without moments, differences of rank r on both sides reach what one of rank 2 r does, and half of the rest."""
+    weights = _layers(2, shape=(12, 9))
+    values = np.linalg.svd((weights[0] - weights[1]).numpy(), compute_uv=False)
+    found = shared_with_differences(weights, 2, sweeps=60, tolerance=0.0)
+    assert found.errors[0] == pytest.approx((values[2:] ** 2).sum() / 2)
+    assert found.errors[-1] == pytest.approx((values[4:] ** 2).sum() / 2, rel=1e-4)
+
+
 def test_it_stops_where_sweeps_no_longer_help():
     weights = _layers(3)
     assert len(shared_with_differences(weights, 1, sweeps=200, tolerance=0.05).errors) < 20

@@ -43,7 +43,8 @@ def mean_weight(weights: Sequence[Tensor], moments: Sequence[Tensor] | None = No
     :return: ``(out, in)`` float64.
     :raises ValueError: if shapes disagree, a number is not finite or ``damping`` is not positive.
     """
-    return _mean(*_checked(weights, moments, damping))
+    layers = _Layers(*_checked(weights, moments, damping))
+    return layers.mean(layers.weights)
 
 
 def difference_spectra(
@@ -59,8 +60,9 @@ def difference_spectra(
     :param shared: ``(out, in)``.
     :return: a spectrum a layer; other parameters and errors as in :func:`mean_weight`.
     """
-    checked, metrics = _checked(weights, moments, damping)
-    return _spectra(checked, _fitting(shared, checked), metrics)
+    layers = _Layers(*_checked(weights, moments, damping))
+    shared = _fitting(shared, layers.weights)
+    return [layers.spectrum(number, shared) for number in range(len(weights))]
 
 
 def shared_with_differences(
@@ -74,8 +76,10 @@ def shared_with_differences(
 ) -> SharedWithDifferences:
     """One weight for all layers and a low-rank difference a layer, fitted in turns.
 
-    ``shared <- mean of (W_l - left_l right_l)``, then ``left_l right_l <- (W_l - shared)`` cut to its rank, each step
-    the optimum with the other side as it is; with ``sweeps=0`` the differences are fitted once, to ``start``.
+    A sweep goes over the layers: each one's difference becomes ``(W_l - shared)`` cut to its rank, and ``shared`` the
+    mean of all ``W_l - left_l right_l``, every step the optimum with all else as it is. Layer by layer, as differences
+    that are all cut at once from the mean of two layers are each other's negatives and stay so. With ``sweeps=0`` the
+    differences are fitted once, to ``start``.
 
     :param weights: ``(out, in)`` each.
     :param ranks: of every layer's difference, or one for all; 0 … min(out, in).
@@ -86,55 +90,79 @@ def shared_with_differences(
     :param damping: see :func:`mean_weight`.
     :raises ValueError: if shapes disagree or a number is out of range.
     """
-    checked, metrics = _checked(weights, moments, damping)
-    full = min(checked[0].shape)
-    chosen = [ranks] * len(checked) if isinstance(ranks, int) else list(ranks)
-    if len(chosen) != len(checked) or not all(0 <= rank <= full for rank in chosen):
+    layers = _Layers(*_checked(weights, moments, damping))
+    full = min(layers.weights[0].shape)
+    chosen = [ranks] * len(weights) if isinstance(ranks, int) else list(ranks)
+    if len(chosen) != len(weights) or not all(0 <= rank <= full for rank in chosen):
         raise ValueError(
-            f"ranks={ranks}: {len(checked)} weights {tuple(checked[0].shape)} need one rank each, of 0…{full}"
+            f"ranks={ranks}: {len(weights)} weights {tuple(weights[0].shape)} need one rank each, of 0…{full}"
         )
     if sweeps < 0:
         raise ValueError(f"sweeps={sweeps}: it must not be negative")
-    shared = _mean(checked, metrics) if start is None else _fitting(start, checked)
-    differences, error = _differences(checked, shared, metrics, chosen)
-    errors = [error]
-    for _ in range(sweeps):
-        rest = [weight - left @ right for weight, (left, right) in zip(checked, differences, strict=True)]
-        found = _mean(rest, metrics)
-        fitted, error = _differences(checked, found, metrics, chosen)
+    shared = layers.mean(layers.weights) if start is None else _fitting(start, layers.weights)
+    none = [(shared.new_zeros(shared.shape[0], 0), shared.new_zeros(0, shared.shape[1]))] * len(weights)
+    found = _Fit(shared, [layers.cut(number, shared, rank) for number, rank in enumerate(chosen)])
+    errors = [layers.error(found)]
+    for number in range(sweeps):
+        after = layers.sweep(found, chosen)
+        if number == 0:
+            after = min(after, layers.sweep(_Fit(shared, none), chosen), key=layers.error)
+        error = layers.error(after)
         if error > errors[-1]:  # at the limit of float64
             break
-        shared, differences = found, fitted
+        found = after
         errors.append(error)
         if error >= (1 - tolerance) * errors[-2]:
             break
-    return SharedWithDifferences(shared, differences, errors)
+    return SharedWithDifferences(found.shared, found.differences, errors)
 
 
-def _differences(
-    weights: Sequence[Tensor], shared: Tensor, metrics: Sequence[Tensor] | None, ranks: Sequence[int]
-) -> tuple[list[tuple[Tensor, Tensor]], float]:
-    """The best differences of these ranks, and the error that they leave."""
-    spectra = _spectra(weights, shared, metrics)
-    error = sum(float(spectrum.errors()[rank]) for spectrum, rank in zip(spectra, ranks, strict=True))
-    cut = [
-        (one.up[:, :rank].contiguous(), one.down[:rank].contiguous()) for one, rank in zip(spectra, ranks, strict=True)
-    ]
-    return cut, error
+class _Fit(NamedTuple):
+    shared: Tensor
+    differences: list[tuple[Tensor, Tensor]]
 
 
-def _spectra(weights: Sequence[Tensor], shared: Tensor, metrics: Sequence[Tensor] | None) -> list[LowRankSpectrum]:
-    return [
-        calibrated_spectrum(weight - shared, None if metrics is None else metrics[number])
-        for number, weight in enumerate(weights)
-    ]
+class _Layers:
+    """Weights with their moments, and the steps on them."""
 
+    def __init__(self, weights: list[Tensor], metrics: list[Tensor] | None) -> None:
+        self.weights = weights
+        self.metrics: Sequence[Tensor | None] = [None] * len(weights) if metrics is None else metrics
+        self.factor = None if metrics is None else cholesky_factor(sum(metrics[1:], metrics[0]))
 
-def _mean(weights: Sequence[Tensor], metrics: Sequence[Tensor] | None) -> Tensor:
-    if metrics is None:
-        return torch.stack(list(weights)).mean(0)
-    total = torch.stack([weight @ metric for weight, metric in zip(weights, metrics, strict=True)]).sum(0)
-    return torch.cholesky_solve(total.T, cholesky_factor(torch.stack(list(metrics)).sum(0))).T
+    def mean(self, weights: Sequence[Tensor]) -> Tensor:
+        """The shared weight that suits these best."""
+        total = torch.zeros_like(weights[0])
+        for weight, metric in zip(weights, self.metrics, strict=True):
+            total += weight if metric is None else weight @ metric
+        return total / len(weights) if self.factor is None else torch.cholesky_solve(total.T, self.factor).T
+
+    def spectrum(self, number: int, shared: Tensor) -> LowRankSpectrum:
+        """One layer's difference, decomposed."""
+        return calibrated_spectrum(self.weights[number] - shared, self.metrics[number])
+
+    def cut(self, number: int, shared: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        """One layer's best difference of a rank."""
+        full = self.spectrum(number, shared)
+        return full.up[:, :rank].contiguous(), full.down[:rank].contiguous()
+
+    def sweep(self, fit: _Fit, ranks: Sequence[int]) -> _Fit:
+        """Every layer's difference anew, and the shared weight after each."""
+        shared, differences = fit.shared, list(fit.differences)
+        rest = [weight - left @ right for weight, (left, right) in zip(self.weights, differences, strict=True)]
+        for number, rank in enumerate(ranks):
+            left, right = differences[number] = self.cut(number, shared, rank)
+            rest[number] = self.weights[number] - left @ right
+            shared = self.mean(rest)
+        return _Fit(shared, differences)
+
+    def error(self, fit: _Fit) -> float:
+        """What a fit leaves."""
+        total = 0.0
+        for weight, metric, (left, right) in zip(self.weights, self.metrics, fit.differences, strict=True):
+            gap = weight - fit.shared - left @ right
+            total += float(((gap if metric is None else gap @ metric) * gap).sum())
+        return total
 
 
 def _checked(
