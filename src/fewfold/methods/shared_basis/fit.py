@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fewfold.assembled import Assembled
-from fewfold.calibration.statistics import Statistics
+from fewfold.calibration.statistics import Drift, Statistics
 from fewfold.errors import CalibrationError, RecipeError
-from fewfold.linalg.low_rank import LowRankFactors, corrected_bias
-from fewfold.linalg.regression import reduced_rank_regression, ridge_solution
+from fewfold.linalg.low_rank import LowRankFactors
+from fewfold.linalg.regression import ridge_solution
 from fewfold.linalg.round_factors import balance
 from fewfold.linalg.shared_basis import BasisSpectrum, published_rank, refitted, shared_basis
 from fewfold.methods.base import STORE, Cost, Method, MethodConfig, Records, Unit
@@ -21,9 +21,9 @@ from fewfold.methods.factors import matrix_of
 from fewfold.methods.shared_basis.config import SharedBasis
 from fewfold.methods.shared_basis.layout import BasisLayout, basis_groups
 from fewfold.methods.shared_basis.modules import BasisLinear, BasisStore, make_basis_linear
+from fewfold.methods.shared_basis.rounding import is_coarse, kept, met_by_coefficients
 from fewfold.store import Store
-from fewfold.stored import StoredDtype
-from fewfold.stored.kept import Kept
+from fewfold.stored import StoredDtype, StoredLinear
 from fewfold.surgery.roles import family_of
 from fewfold.surgery.targets import Target
 
@@ -110,45 +110,25 @@ class SharedBasisMethod(Method):
         self, unit: Unit, settings: Mapping[str, Any], weights: Mapping[str, Tensor], statistics: Statistics
     ) -> dict[str, dict[str, Tensor]]:
         """The best basis of the group, every weight's coefficients for it, and biases that take up mean errors."""
-        config, layout = _config(unit), _layout(unit)
-        basis, coefficients = self._factors(unit, settings["rank"], weights, statistics)
-        moments, metrics = _seen(unit, statistics)
+        layout, stored = _layout(unit), unit.config.stored
+        wanted, moments, metrics = _wanted(unit, weights, statistics)
+        basis, coefficients = _balanced(shared_basis(wanted, moments, metrics, layout.side), settings["rank"])
+        pooled = sum(moments[1:], moments[0]) / len(moments) if moments is not None and layout.side == "in" else None
+        tensors, basis = kept(basis, pooled, stored)
+        fitted = {STORE: {f"basis.{name}": tensor for name, tensor in tensors.items()}}
         own = moments if layout.side == "in" else metrics
-        fitted: dict[str, dict[str, Tensor]] = {STORE: {"basis.weight": basis}}
+        anew = is_coarse(stored) or (_config(unit).refit and len(unit.targets) > 1)
         for number, target in enumerate(unit.targets):
-            weight, found = weights[target.name].double(), coefficients[number]
-            if config.refit and len(unit.targets) > 1 and own is not None:
-                found = refitted(weight, basis, found, own[number], layout.side)
-            fitted[target.name] = {"coefficients.weight": found}
-            known = statistics.input_moments(target) if moments is not None else None
-            if target.bias and known is not None:
+            found, moment = coefficients[number], None if moments is None else moments[number]
+            if own is not None and anew:
+                found = refitted(wanted[number], basis, found, own[number], layout.side)
+            tensors, found = kept(found, met_by_coefficients(basis, moment, layout.side), stored)
+            fitted[target.name] = {f"coefficients.{name}": tensor for name, tensor in tensors.items()}
+            if target.bias and moments is not None:
                 dense = found @ basis if layout.side == "in" else basis.t() @ found
-                fitted[target.name]["bias_shift"] = _bias_shift(weight, dense, target, statistics)
+                mean, dense_mean = _means(target, statistics)
+                fitted[target.name]["bias_shift"] = weights[target.name].double() @ dense_mean - dense @ mean
         return fitted
-
-    def _factors(
-        self, unit: Unit, rank: int, weights: Mapping[str, Tensor], statistics: Statistics
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Basis and coefficients, their norms balanced over the whole stack."""
-        layout = _layout(unit)
-        drift = statistics.drift.get(unit.targets[0].module) if len(unit.targets) == 1 else None
-        if drift is not None and drift.count:
-            (target,) = unit.targets
-            moment, cross, _, _ = _drifted(target, statistics)
-            weight = weights[target.name].double()
-            metrics = _seen(unit, statistics)[1]
-            metric = None if metrics is None else metrics[0]
-            factors = reduced_rank_regression(moment, weight @ cross, weight, metric, RIDGE).truncate(rank)
-            sizes = [target.rows if layout.side == "in" else target.columns]
-            stack = factors if layout.side == "in" else LowRankFactors(factors.down.t(), factors.up.t())
-        else:
-            spectrum, _ = _spectrum(unit, weights, statistics)
-            basis, coefficients = spectrum.truncate(rank)
-            sizes = list(spectrum.sizes)
-            stack = LowRankFactors(torch.cat([own if layout.side == "in" else own.t() for own in coefficients]), basis)
-        stack = balance(stack)
-        parts = stack.up.split(sizes)
-        return stack.down, [part if layout.side == "in" else part.t() for part in parts]
 
     def refits(self, unit: Unit) -> bool:
         """Groups of several are fitted before the pass through the layers, their coefficients again in it."""
@@ -166,16 +146,19 @@ class SharedBasisMethod(Method):
     ) -> None:
         """Coefficients for what comes in by now: the best map without limits, seen through the basis."""
         assert isinstance(module, BasisLinear)
-        moment, cross, mean, dense_mean = _drifted(target, statistics)
-        wanted, moment = ridge_solution(moment, weight.double() @ cross, weight, RIDGE)
-        leaf, side = module.coefficients, module.store.side
-        metrics = _seen(unit, statistics)[1]
-        own = moment if side == "in" else None if metrics is None else metrics[unit.targets.index(target)]
-        basis = module.store().double()
-        matrix_of(leaf).copy_(refitted(wanted, basis, matrix_of(leaf), own, side))
-        if isinstance(leaf, Kept):
-            leaf.round_()
+        leaf, side, basis = module.coefficients, module.store.side, module.store().double()
+        metric = statistics.output_metric(target) if _config(unit).weighting != "inputs" else None
+        wanted, moment = _on_present_inputs(target, weight, statistics.drift[target.module])
+        found = refitted(wanted, basis, matrix_of(leaf), moment if side == "in" else metric, side)
+        tensors, found = kept(found, met_by_coefficients(basis, moment, side), unit.config.stored)
+        if "codes" in tensors and isinstance(leaf, StoredLinear):
+            leaf.set_grid_(tensors["codes"], tensors["scales"])
+        else:
+            matrix_of(leaf).copy_(found)
+            if isinstance(leaf, StoredLinear):
+                leaf.round_()
         if module.bias is not None and bias is not None:
+            mean, dense_mean = _means(target, statistics)
             module.bias.copy_(bias.double() + weight.double() @ dense_mean - module.assembled_weight().double() @ mean)
 
     def build_store(self, settings: Mapping[str, Any], stored: StoredDtype) -> BasisStore:
@@ -234,28 +217,49 @@ def _seen(unit: Unit, statistics: Statistics) -> tuple[list[Tensor] | None, list
 
 def _spectrum(unit: Unit, weights: Mapping[str, Tensor], statistics: Statistics) -> tuple[BasisSpectrum, float]:
     """The group's decomposition, and what makes its errors comparable with other units'."""
-    moments, metrics = _seen(unit, statistics)
-    spectrum = shared_basis([weights[t.name] for t in unit.targets], moments, metrics, _layout(unit).side)
+    wanted, moments, metrics = _wanted(unit, weights, statistics)
+    spectrum = shared_basis(wanted, moments, metrics, _layout(unit).side)
     if metrics is not None:
         return spectrum, 1.0
     return spectrum, len(unit.targets) / max(float(spectrum.spectrum.gains.sum()), torch.finfo(torch.float64).tiny)
 
 
-def _drifted(target: Target, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Moment of the present inputs, cross moment of the dense with them, and both means; centred beside a bias."""
-    drift = statistics.drift[target.module]
-    mean, dense_mean = drift.total / drift.count, drift.dense_total / drift.count
+def _wanted(
+    unit: Unit, weights: Mapping[str, Tensor], statistics: Statistics
+) -> tuple[list[Tensor], list[Tensor] | None, list[Tensor] | None]:
+    """The maps that are wanted, their input moments and output metrics; in sequence, those for the present inputs."""
+    moments, metrics = _seen(unit, statistics)
+    wanted = [weights[target.name].double() for target in unit.targets]
+    for number, target in enumerate(unit.targets):
+        drift = statistics.drift.get(target.module)
+        if moments is not None and drift is not None and drift.count:
+            wanted[number], moments[number] = _on_present_inputs(target, wanted[number], drift)
+    return wanted, moments, metrics
+
+
+def _on_present_inputs(target: Target, weight: Tensor, drift: Drift) -> tuple[Tensor, Tensor]:
+    """The map that best gives the dense outputs on what comes in by now, and the moment of that."""
     moment, cross = drift.product / drift.count, drift.cross / drift.count
-    if target.bias:
+    if target.bias:  # the bias takes up the means
+        mean, dense_mean = drift.total / drift.count, drift.dense_total / drift.count
         moment, cross = moment - torch.outer(mean, mean), cross - torch.outer(dense_mean, mean)
-    return moment, cross, mean, dense_mean
+    return ridge_solution(moment, weight.double() @ cross, weight, RIDGE)
 
 
-def _bias_shift(weight: Tensor, dense: Tensor, target: Target, statistics: Statistics) -> Tensor:
-    """What the bias takes up of the mean error."""
-    if target.module in statistics.drift and statistics.drift[target.module].count:
-        _, _, mean, dense_mean = _drifted(target, statistics)
-        return weight @ dense_mean - dense @ mean
+def _means(target: Target, statistics: Statistics) -> tuple[Tensor, Tensor]:
+    """Mean of the present inputs and of the dense ones."""
+    drift = statistics.drift.get(target.module)
+    if drift is not None and drift.count:
+        return drift.total / drift.count, drift.dense_total / drift.count
     moments = statistics.input_moments(target)
     assert moments is not None
-    return corrected_bias(weight, dense, moments.mean)
+    return moments.mean, moments.mean
+
+
+def _balanced(spectrum: BasisSpectrum, rank: int) -> tuple[Tensor, list[Tensor]]:
+    """Basis and coefficients of a rank, their norms balanced over the whole stack."""
+    basis, coefficients = spectrum.truncate(rank)
+    rows = [own if spectrum.side == "in" else own.t() for own in coefficients]
+    stack = balance(LowRankFactors(torch.cat(rows), basis))
+    parts = stack.up.split([len(part) for part in rows])
+    return stack.down, [part if spectrum.side == "in" else part.t() for part in parts]
