@@ -295,6 +295,14 @@ def test_budgets_in_every_unit(budget, unit, families):
     assert len({record.settings["rank"] for record in structure_of(model).targets}) > 1
 
 
+def test_a_latency_budget_chooses_by_measured_times():
+    model = decaying(make("bert"))
+    fewfold.compress(model, SharedBasis(weighting="none"), budget="latency=1000ms at 1x8 with 1 threads")
+    (step,) = structure_of(model).provenance["steps"]
+    assert step["budgets"][0]["reached"] <= 1000
+    assert any(name.startswith("shared_basis") for name in step["timing"]["milliseconds"])
+
+
 def test_a_head_of_its_own_can_be_resized():
     model = make("llama_untied")
     fewfold.compress(model, SharedBasis(targets=["linears", "lm_head"], rank=4, weighting="none"))
