@@ -19,9 +19,19 @@ import pytest
 from models import MODELS, make, outputs
 
 import fewfold
-from fewfold import Dense, EmbeddingAutoencoder, LowRank, SharedFactors, SubvectorCodes, TensorTrain, Tucker
+from fewfold import (
+    Dense,
+    EmbeddingAutoencoder,
+    LowRank,
+    SharedBasis,
+    SharedFactors,
+    SubvectorCodes,
+    TensorTrain,
+    Tucker,
+)
 from fewfold.checkpoint.structure import StoreRecord, TargetRecord
 from fewfold.linalg.tensor_train import balanced_factors
+from fewfold.methods.shared_basis.layout import basis_groups
 from fewfold.methods.slices.layout import group_targets
 from fewfold.surgery.targets import find_targets, select, split_fused
 
@@ -128,6 +138,24 @@ def _factored_parameters(store: StoreRecord) -> int:
     return total + sum(rank * width for rank, width in factors.values())
 
 
+def _basis_weight(
+    record: TargetRecord, tensors: dict[str, np.ndarray], store: StoreRecord, shared: dict[str, np.ndarray]
+) -> np.ndarray:
+    own, basis = tensors["coefficients.weight"], shared["basis.weight"]
+    if record.settings["side"] == "in":
+        return np.einsum("ok,ki->oi", own, basis)
+    return np.einsum("ko,ki->oi", basis, own)
+
+
+def _basis_coefficients(record: TargetRecord) -> int:
+    return record.settings["rank"] * (record.rows if record.settings["side"] == "in" else record.columns)
+
+
+def _full_bases(targets: list[Any]) -> dict[str, dict[str, Any]]:
+    groups = basis_groups(SharedBasis(), targets)
+    return {target.name: {"rank": layout.full} for members, layout in groups for target in members}
+
+
 def _train_ranks(rows: list[int], columns: list[int], rank: int, slices: int) -> list[int]:
     modes = [i * j for i, j in zip(rows, columns, strict=True)]
     cut = [
@@ -188,6 +216,15 @@ METHODS: dict[str, MethodCase] = {
         parameters=lambda record: 0,
         assemble=_factored_weight,
         store_parameters=_factored_parameters,
+        tables=False,
+    ),
+    "shared_basis": MethodCase(
+        SharedBasis,
+        full=_full_bases,
+        small={"rank": 3, "weighting": "none"},
+        parameters=_basis_coefficients,
+        assemble=_basis_weight,
+        store_parameters=lambda record: record.settings["rank"] * record.settings["width"],
         tables=False,
     ),
     "tucker": MethodCase(
@@ -263,7 +300,7 @@ def full_config(name: str, method: str, model: Any) -> Any:
     """The config under which ``method`` loses nothing on ``model``."""
     case = METHODS[method]
     targets = [part for target in find_targets(model) for part in split_fused(model, target)]
-    if case.tables:
+    if case.config.model_fields["fused"].default == "whole":
         targets = find_targets(model)
     chosen = {t.name: t for pattern in targets_of(name, method) for t in select(model, targets, pattern)}
     ordered = [t for t in targets if t.name in chosen]

@@ -29,6 +29,7 @@ from fewfold.errors import (
 from fewfold.methods.dense.config import Dense
 from fewfold.methods.embedding_autoencoder.config import EmbeddingAutoencoder
 from fewfold.methods.low_rank.config import LowRank
+from fewfold.methods.shared_basis.config import SharedBasis
 from fewfold.methods.shared_factors.config import SharedFactors
 from fewfold.methods.subvector_codes.config import SubvectorCodes
 from fewfold.methods.tensor_train.config import TensorTrain
@@ -52,6 +53,7 @@ __all__ = [
     "LowRank",
     "Recipe",
     "RecipeError",
+    "SharedBasis",
     "SharedFactors",
     "SubvectorCodes",
     "TargetError",

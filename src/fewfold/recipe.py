@@ -19,13 +19,14 @@ from fewfold.methods.base import MethodConfig
 from fewfold.methods.dense.config import Dense
 from fewfold.methods.embedding_autoencoder.config import EmbeddingAutoencoder
 from fewfold.methods.low_rank.config import LowRank
+from fewfold.methods.shared_basis.config import SharedBasis
 from fewfold.methods.shared_factors.config import SharedFactors
 from fewfold.methods.subvector_codes.config import SubvectorCodes
 from fewfold.methods.tensor_train.config import TensorTrain
 from fewfold.methods.tucker.config import Tucker
 
 AnyConfig = Annotated[
-    LowRank | SharedFactors | Tucker | TensorTrain | SubvectorCodes | EmbeddingAutoencoder | Dense,
+    LowRank | SharedBasis | SharedFactors | Tucker | TensorTrain | SubvectorCodes | EmbeddingAutoencoder | Dense,
     Field(discriminator="method"),
 ]
 
@@ -201,6 +202,13 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
         ),
         ("shared-factors", "ours: calibrated shared factors on the linears", [SharedFactors()]),
         ("tucker", "ours: calibrated shared factors with a bank of cores on the linears", [Tucker()]),
+        ("shared-basis", "ours: calibrated bases shared by pairs of layers on the linears", [SharedBasis()]),
+        (
+            "basis-sharing",
+            "Wang et al., Basis Sharing (ICLR 2025): pairs of layers, 20% of the numbers removed, attention output and "
+            "second feed-forward weight a layer",
+            [SharedBasis(keep=0.8, group=2, writers="apart", weighting="inputs")],
+        ),
         (
             "embedding-autoencoder",
             "ours: latents and decoder of the token table, fitted in closed steps for direction",

@@ -7,6 +7,7 @@ from fewfold.methods.base import Method, MethodConfig
 from fewfold.methods.dense.fit import DenseMethod
 from fewfold.methods.embedding_autoencoder.fit import EmbeddingAutoencoderMethod
 from fewfold.methods.low_rank.fit import LowRankMethod
+from fewfold.methods.shared_basis.fit import SharedBasisMethod
 from fewfold.methods.shared_factors.fit import SharedFactorsMethod
 from fewfold.methods.subvector_codes.fit import SubvectorCodesMethod
 from fewfold.methods.tensor_train.fit import TensorTrainMethod
@@ -14,6 +15,7 @@ from fewfold.methods.tucker.fit import TuckerMethod
 
 _ALL: tuple[Method, ...] = (
     LowRankMethod(),
+    SharedBasisMethod(),
     SharedFactorsMethod(),
     TuckerMethod(),
     TensorTrainMethod(),

@@ -145,7 +145,7 @@ class _Stored(Kept, nn.Module):
             if self.stored.cast is not None:
                 rounded = self.weight.to(self.stored.cast).to(self.weight.dtype)
             else:
-                self._grid = encode(self.weight, self.stored)
+                self._grid = self._encoded()
                 rounded = decode(*self._grid, self.weight.shape[1], self.stored, self.weight.dtype)
             self.weight.copy_(rounded)
 

@@ -1,0 +1,1 @@
+"""Shared basis: neighbouring layers' weights of one kind in one basis, coefficients of their own."""
