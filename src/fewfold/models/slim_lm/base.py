@@ -53,7 +53,7 @@ class SlimLMPreTrainedModel(PreTrainedModel):
         if isinstance(module, RecurrentLayer):
             module.reset_parameters()
         elif isinstance(getattr(module, "word_counts", None), Tensor):
-            nn.init.zeros_(module.word_counts)
+            nn.init.zeros_(module.word_counts)  # type: ignore[arg-type]
         elif type(module) is nn.Embedding:
             nn.init.normal_(module.weight, std=std)
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
