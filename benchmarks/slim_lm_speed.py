@@ -33,9 +33,7 @@ STEPS, GENERATIONS = 7, 15
 def model_of(positions: int | None) -> SlimLMForCausalLM:
     """A fresh model; dense without ``positions``."""
     codes = None if positions is None else {"positions": positions, "ratio": RATIO}
-    return SlimLMForCausalLM(
-        SlimLMConfig(vocab_size=VOCAB, hidden_size=HIDDEN, input_codes=codes, output_codes=codes)
-    )
+    return SlimLMForCausalLM(SlimLMConfig(vocab_size=VOCAB, hidden_size=HIDDEN, input_codes=codes, output_codes=codes))
 
 
 def training(model: SlimLMForCausalLM) -> Callable[[], None]:
@@ -111,7 +109,8 @@ def main() -> None:
     sizes[REBUILT] = sizes[JUDGED]
     lines = [
         f"Load average of the machine when the run began: {load:.1f} (anything else that runs slows two threads down).",
-        "", "| | model | numbers | MB | tokens/s (quartiles) | times dense | at best |", "|---|---|---|---|---|---|---|",
+        "", "| | model | numbers | MB | tokens/s (quartiles) | times dense | at best |",
+        "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in rows:
         numbers, size = sizes[row["name"]]
