@@ -25,6 +25,8 @@ ADDED = 0.15  # and each of the batch's numbers that it adds,
 ADDED_FAR = 0.45  # where the partial products of a large batch have left the near cache
 FAR_BATCH = 64
 ASSEMBLED = 1.0  # a number of a rebuilt weight
+TRAINED_BATCH = 64  # inputs whose partial products are summed at once in a loss, and
+NEAR_NUMBERS = 2**22  # the most partial products of them that stay near
 
 
 def chain_is_cheaper(batch: int, weights: int, products: int, gathers: int, kept: bool) -> bool:
@@ -48,6 +50,25 @@ def chain_is_cheaper(batch: int, weights: int, products: int, gathers: int, kept
     added = ADDED if batch <= FAR_BATCH else ADDED_FAR
     chain = multiply(products) + gathers * (GATHERED + batch * added)
     return chain < multiply(weights) + (0.0 if kept else weights * ASSEMBLED)
+
+
+def chain_trains_cheaper(batch: int, weights: int, products: int, gathers: int, sums: int) -> bool:
+    """Whether a loss and its gradients are cheaper by partial products than with the weight built.
+
+    As :func:`chain_is_cheaper`; three products each way (outputs and both gradients), sums and transposed sums on one
+    side, assembly and its transpose on the other.
+
+    :param sums: partial products of one input.
+    """
+    runs = -(-batch // TRAINED_BATCH)
+    added = ADDED if sums * min(batch, TRAINED_BATCH) <= NEAR_NUMBERS else ADDED_FAR
+
+    def multiply(numbers: int, passes: int) -> float:
+        read = STREAMED if numbers > CACHE_NUMBERS else CACHED
+        return 3 * numbers * (passes * read + batch * MULTIPLIED)
+
+    chain = multiply(products, runs) + 2 * gathers * (runs * GATHERED + batch * added)
+    return chain < multiply(weights, 1) + 2 * weights * ASSEMBLED
 
 
 def partial_products(hidden_states: Tensor, codebook: Tensor, positions: int) -> Tensor:
@@ -83,6 +104,20 @@ class GatherSum:
             self.flat = indices.to(torch.int32).flatten()
             self.offsets = torch.arange(0, rows * count + 1, count, dtype=torch.int32, device=indices.device)
         self._ones: Tensor | None = None
+        self._users: tuple[Tensor, Tensor] | None = None
+
+    def spread(self, values: Tensor) -> Tensor:
+        """The transposed sum: ``(rows, batch)`` to ``(size, batch)``, what the sum hands back to each chosen row.
+
+        It holds who chose which row, as int32, from its first call on; sums are taken in a fixed order.
+        """
+        if self._users is None:
+            with torch.inference_mode(False):
+                rows = self.flat.argsort(stable=True).div(self.shape[1], rounding_mode="floor").to(torch.int32)
+                counts = torch.bincount(self.flat, minlength=self.size)
+                self._users = (rows, F.pad(counts.cumsum(0), (1, 0)).to(torch.int32))
+        rows, offsets = self._users
+        return F.embedding_bag(rows, values, offsets, mode="sum", include_last_offset=True)
 
     def __call__(self, values: Tensor) -> Tensor:
         """``(size, batch)`` to ``(rows, batch)``."""
@@ -98,6 +133,10 @@ class GatherSum:
         for start in range(0, batch, BLOCK):
             summed[:, start : start + BLOCK] = self._bag(values[:, start : start + BLOCK].contiguous())
         return summed
+
+    def sum_of(self, values: Tensor) -> Tensor:
+        """As a call, for a ``batch`` that is small enough already and takes no gradients."""
+        return self._bag(values)
 
     def _bag(self, values: Tensor) -> Tensor:
         return F.embedding_bag(self.flat, values, self.offsets, mode="sum", include_last_offset=True)
