@@ -33,11 +33,13 @@ from fewfold.methods.shared_factors.config import SharedFactors
 from fewfold.methods.subvector_codes.config import SubvectorCodes
 from fewfold.methods.tensor_train.config import TensorTrain
 from fewfold.methods.tucker.config import Tucker
+from fewfold.models.register import install as _install_models
 from fewfold.recipe import Recipe
 from fewfold.stored import pack, unpack
 from fewfold.summary import summary
 
 _install()
+_install_models()
 
 __all__ = [
     "Budget",
