@@ -41,7 +41,7 @@ class Vocabularies:
         """Whether the translations are lower-cased."""
         return bool(self.target.init_kwargs.get("do_lower_case", False))
 
-    def save(self, folder: str | PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write tokenizer files into a folder; those of a separate target side into its `target_tokenizer`."""
         self.source.save_pretrained(folder)
         if not self.is_joint:
