@@ -1,21 +1,18 @@
-"""Model families that are trained from scratch, as transformers models; each is imported when it is asked for."""
+"""Families of models that are small by construction and trained from scratch, and the layers they are made of."""
 
-from __future__ import annotations
+from fewfold.models.slim import SlimCodes, SlimEmbedding, SlimSoftmax
+from fewfold.models.slim_lm import SlimLMConfig, SlimLMForCausalLM, SlimLMModel, SlimLMOutput
+from fewfold.models.translation.config import RecurrentTranslationConfig
+from fewfold.models.translation.model import RecurrentTranslationModel
 
-import importlib
-from typing import Any
-
-_HOMES = {
-    "RecurrentTranslationConfig": "fewfold.models.translation.config",
-    "RecurrentTranslationModel": "fewfold.models.translation.model",
-    "MaskPredictConfig": "fewfold.models.mask_predict.config",
-    "MaskPredictModel": "fewfold.models.mask_predict.model",
-}
-
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__all__ = [
+    "RecurrentTranslationConfig",
+    "RecurrentTranslationModel",
+    "SlimCodes",
+    "SlimEmbedding",
+    "SlimLMConfig",
+    "SlimLMForCausalLM",
+    "SlimLMModel",
+    "SlimLMOutput",
+    "SlimSoftmax",
+]

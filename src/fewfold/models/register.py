@@ -1,14 +1,19 @@
-"""Makes transformers' Auto classes know the models of this package."""
+"""Make transformers know the models of this library by their names in config.json."""
 
 from __future__ import annotations
 
 
-def install() -> None:
-    """Register configs and models; doing it twice is harmless."""
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+def install_models() -> None:
+    """Register with AutoConfig, AutoModel, AutoModelForCausalLM and AutoModelForSeq2SeqLM; doing it twice is harmless."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    from fewfold.models.slim_lm import SlimLMConfig, SlimLMForCausalLM, SlimLMModel
     from fewfold.models.translation.config import RecurrentTranslationConfig
     from fewfold.models.translation.model import RecurrentTranslationModel
+
+    AutoConfig.register(SlimLMConfig.model_type, SlimLMConfig, exist_ok=True)
+    AutoModel.register(SlimLMConfig, SlimLMModel, exist_ok=True)
+    AutoModelForCausalLM.register(SlimLMConfig, SlimLMForCausalLM, exist_ok=True)
 
     AutoConfig.register(RecurrentTranslationConfig.model_type, RecurrentTranslationConfig, exist_ok=True)
     AutoModelForSeq2SeqLM.register(RecurrentTranslationConfig, RecurrentTranslationModel, exist_ok=True)

@@ -13,8 +13,9 @@ from fewfold.checkpoint.structure import Structure
 from fewfold.compress import carry
 from fewfold.errors import TargetError
 from fewfold.methods.registry import method_named
+from fewfold.models.slim import SlimCodes
+from fewfold.models.slim.embedding import slim_matrix
 from fewfold.stored import StoredDtype
-from fewfold.stored.stages import StageSpec
 from fewfold.surgery.replace import replace_modules
 from fewfold.surgery.targets import Target, find_targets, is_token_table
 
@@ -25,8 +26,7 @@ METHOD = "subvector_codes"
 class SlimTables:
     """Sizes of slim tables (Li et al., AAAI 2018): random balanced codes that stay, sub-vectors that train.
 
-    :param ratio: By how much a table's numbers shrink; every position has 1/ratio as many sub-vectors as there are
-        words. Codes are no numbers; they count in bytes.
+    :param ratio: By how much a table's numbers shrink; codes are no numbers, they count in bytes.
     :param positions: Sub-vectors of a word.
     :param seed: Of the codes.
     """
@@ -35,17 +35,12 @@ class SlimTables:
     positions: int = 8
     seed: int = 0
 
-    def stage(self, rows: int, columns: int) -> StageSpec:
-        """The format of a table.
+    def codes(self, rows: int, columns: int, number: int = 0) -> SlimCodes:
+        """The codes of a model's table with this number.
 
-        :raises TargetError: If its rows cannot be cut, or too few sub-vectors would be left.
+        :raises ModelError: If its rows cannot be cut, or the ratio cannot be had.
         """
-        if columns % self.positions:
-            raise TargetError(f"SlimTables(positions={self.positions}): rows of {columns} do not divide by it")
-        words = round(rows / self.ratio)
-        if not 2 <= words <= rows:
-            raise TargetError(f"SlimTables(ratio={self.ratio}): {rows} words share {words} sub-vectors; give 2…{rows}")
-        return StageSpec(columns // self.positions, words)
+        return SlimCodes.sized(rows, columns, self.positions, ratio=self.ratio, seed=self.seed + number)
 
 
 @torch.no_grad()
@@ -58,7 +53,8 @@ def make_slim(model: Any, slim: SlimTables) -> Any:
     :param model: A dense transformers model, not trained yet.
     :param slim: The sizes.
     :return: The model.
-    :raises TargetError: If it has no embedding, or the sizes do not fit one.
+    :raises TargetError: If it has no embedding.
+    :raises ModelError: If the sizes do not fit one.
     """
     targets = [target for target in find_targets(model) if _is_table_of_tokens(model, target)]
     if not targets:
@@ -66,10 +62,10 @@ def make_slim(model: Any, slim: SlimTables) -> Any:
     method, stored, records, built = method_named(METHOD), StoredDtype("fp32"), [], []
     for place, target in enumerate(targets):
         dense: nn.Embedding = model.get_submodule(target.module)
-        stage = slim.stage(target.rows, target.columns)
-        settings = {"stages": [stage.to_dict()], "scales": False, "rank": None}
+        codes = slim.codes(target.rows, target.columns, place)
+        settings = {"stages": [codes.stage(target.columns).to_dict()], "scales": False, "rank": None}
         module: Any = method.build(target, settings, stored)
-        module.coded.reset_parameters(float(dense.weight.std()), slim.seed + place)
+        module.coded = slim_matrix(target.rows, target.columns, codes, float(dense.weight.std()))
         built.append((target, module.to(dense.weight.dtype)))
         records.append(record_of(target, METHOD, settings, stored))
     replace_modules(model, built)
