@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def install_models() -> None:
-    """Register with AutoConfig, AutoModel, AutoModelForCausalLM and AutoModelForSeq2SeqLM; doing it twice is harmless."""
+    """Register configs and models with the Auto classes; doing it twice is harmless."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     from fewfold.models.slim_lm import SlimLMConfig, SlimLMForCausalLM, SlimLMModel
