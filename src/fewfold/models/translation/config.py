@@ -18,7 +18,8 @@ class RecurrentTranslationConfig(PreTrainedConfig):
     :param encoder_layers: Bidirectional layers.
     :param decoder_layers: Layers of the decoder.
     :param dropout: On embeddings, between layers, on the encoder's states and before the head.
-    :param initializer_range: Standard deviation of fresh embeddings.
+    :param initializer_range: Standard deviation of fresh embeddings; None: one over the root of their size. Looked up,
+        rows are multiplied by that root, so that they and the head both start at a fitting scale.
     :param tie_word_embeddings: The head multiplies by the decoder's table.
     """
 
@@ -36,7 +37,7 @@ class RecurrentTranslationConfig(PreTrainedConfig):
         encoder_layers: int = 1,
         decoder_layers: int = 1,
         dropout: float = 0.3,
-        initializer_range: float = 0.05,
+        initializer_range: float | None = None,
         tie_word_embeddings: bool = True,
         pad_token_id: int = 0,
         bos_token_id: int = 1,
@@ -53,13 +54,18 @@ class RecurrentTranslationConfig(PreTrainedConfig):
         self.encoder_layers = encoder_layers
         self.decoder_layers = decoder_layers
         self.dropout = dropout
-        self.initializer_range = initializer_range
+        self.initializer_range = embedding_size**-0.5 if initializer_range is None else initializer_range
         shared: dict[str, Any] = {
             "pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id,
             "decoder_start_token_id": decoder_start_token_id, "tie_word_embeddings": tie_word_embeddings,
             "is_encoder_decoder": True,
         }  # fmt: skip
         super().__init__(**{**kwargs, **shared})
+
+    @property
+    def embedding_scale(self) -> float:
+        """What looked-up rows are multiplied by."""
+        return self.embedding_size**0.5
 
     @property
     def target_vocab_size(self) -> int:

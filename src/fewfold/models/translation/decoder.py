@@ -41,6 +41,7 @@ class RecurrentDecoder(nn.Module):
         super().__init__()
         size, self.layers = config.hidden_size, config.decoder_layers
         self.embed_tokens = nn.Embedding(config.target_vocab_size, config.embedding_size, config.pad_token_id)
+        self.scale = config.embedding_scale
         self.bridge = nn.Linear(size, 2 * self.layers * size)
         self.lstm = nn.LSTM(
             config.embedding_size, size, self.layers, batch_first=True,
@@ -67,7 +68,8 @@ class RecurrentDecoder(nn.Module):
         :param attention_mask: `(batch, source tokens)`.
         :return: Features `(batch, tokens, embedding)` and the state after the last token.
         """
-        outputs, (hidden, cell) = self.lstm(self.dropout(self.embed_tokens(input_ids)), (state.hidden, state.cell))
+        embedded = self.dropout(self.embed_tokens(input_ids) * self.scale)
+        outputs, (hidden, cell) = self.lstm(embedded, (state.hidden, state.cell))
         outputs = self.dropout(outputs)
         contexts = self.attention(outputs, states, attention_mask)
         features = self.combine(torch.cat([contexts, outputs], dim=-1)).tanh()

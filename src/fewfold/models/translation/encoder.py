@@ -21,6 +21,7 @@ class RecurrentEncoder(nn.Module):
         super().__init__()
         self.pad_token_id = config.pad_token_id
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size, config.pad_token_id)
+        self.scale = config.embedding_scale
         self.dropout = nn.Dropout(config.dropout)
         self.lstm = nn.LSTM(
             config.embedding_size, config.hidden_size // 2, config.encoder_layers, batch_first=True, bidirectional=True,
@@ -38,7 +39,7 @@ class RecurrentEncoder(nn.Module):
         mask = input_ids != self.pad_token_id if attention_mask is None else attention_mask.bool()
         if not mask[:, 0].all() or bool((mask[:, 1:] & ~mask[:, :-1]).any()):
             raise ValueError("attention_mask: every row needs a token, and padding on the right only")
-        embedded = self.dropout(self.embed_tokens(input_ids))
+        embedded = self.dropout(self.embed_tokens(input_ids) * self.scale)
         packed = pack_padded_sequence(embedded, mask.sum(dim=1).cpu(), batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=input_ids.shape[1])
         return BaseModelOutput(last_hidden_state=self.dropout(states))
