@@ -5,8 +5,8 @@ numbers; the same pairs, vocabulary, steps and seed. BLEU is sacrebleu's on deto
 
     python benchmarks/translation.py [row …] [--seed 0] [--threads 2]
 
-About 20 minutes a row on two cores. Every row is written as soon as it is measured, and one that is there is not measured
-again; a training that was stopped goes on from its last checkpoint.
+About 20 minutes a row on two cores. Every row is written as soon as it is measured, and one that is there is not
+measured again; a training that was stopped goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def median(values: list[float]) -> float:
 def draw(rows: dict[str, list[dict[str, Any]]]) -> None:
     """The table and the claims of what is measured so far."""
     lines = [
-        f"| model | BLEU greedy | BLEU beam {BEAMS} | held-out loss | parameters | bytes | tables: numbers | tables: bytes "
+        f"| model | BLEU greedy | BLEU beam {BEAMS} | held-out loss | parameters | bytes | table numbers | table bytes "
         "| training tokens/s | greedy tokens/s | minutes |",
         "|---" * 11 + "|",
     ]
