@@ -22,7 +22,7 @@ app = typer.Typer(help="Train translation models from scratch, and translate wit
 @app.command("train", epilog=TRAIN_EXAMPLE)
 def train(
     output: Annotated[Path, typer.Argument(help="Folder to write.", metavar="OUT")],
-    model: Annotated[str, typer.Option("--model", "-m", help="lstm or transformer.")] = "transformer",
+    model: Annotated[str, typer.Option("--model", "-m", help="lstm, transformer or mask-predict.")] = "transformer",
     pair: Annotated[str, typer.Option(help="multi30k-en-de or multi30k-de-en.")] = "multi30k-en-de",
     files: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Own parallel text instead: source file, target file.")

@@ -47,7 +47,7 @@ def test_trained_judged_and_run(run, root, tmp_path):
     ("options", "message"),
     [
         (("--pair", "en-fr"), "choose one of multi30k-en-de"),
-        (("--model", "gru"), "choose lstm or"),
+        (("--model", "gru"), "choose lstm, transformer"),
         (("--vocabulary", 100), "261"),
         (("--files", "a", "b"), "--held-out"),
         (("--schedule", "flat"), "cosine or inverse_sqrt"),

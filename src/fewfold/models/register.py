@@ -7,6 +7,8 @@ def install_models() -> None:
     """Register configs and models with the Auto classes; doing it twice is harmless."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    from fewfold.models.mask_predict.config import MaskPredictConfig
+    from fewfold.models.mask_predict.model import MaskPredictModel
     from fewfold.models.slim_lm import SlimLMConfig, SlimLMForCausalLM, SlimLMModel
     from fewfold.models.translation.config import RecurrentTranslationConfig
     from fewfold.models.translation.model import RecurrentTranslationModel
@@ -17,3 +19,5 @@ def install_models() -> None:
 
     AutoConfig.register(RecurrentTranslationConfig.model_type, RecurrentTranslationConfig, exist_ok=True)
     AutoModelForSeq2SeqLM.register(RecurrentTranslationConfig, RecurrentTranslationModel, exist_ok=True)
+    AutoConfig.register(MaskPredictConfig.model_type, MaskPredictConfig, exist_ok=True)
+    AutoModelForSeq2SeqLM.register(MaskPredictConfig, MaskPredictModel, exist_ok=True)

@@ -75,7 +75,7 @@ def test_models_that_there_are(vocabularies, corpus):
     separate = build_model("transformer", train_vocabularies(corpus, 280, joint=False), size=64)
     assert separate.model.encoder.embed_tokens.weight is not separate.model.decoder.embed_tokens.weight
     assert separate.lm_head.weight is separate.model.decoder.embed_tokens.weight
-    with pytest.raises(TaskError, match="choose lstm or"):
+    with pytest.raises(TaskError, match="choose lstm, transformer"):
         build_model("gru", vocabularies)
     with pytest.raises(TaskError, match="multiple of 64"):
         build_model("lstm", vocabularies, size=100)
