@@ -10,7 +10,7 @@ import typer
 from fewfold_cli.console import AsJson, Verbose, count, megabytes, out, print_json, table, working
 from fewfold_cli.files import existing_model, tokenizer_of
 
-TASKS = "cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, squad"
+TASKS = "cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, squad, multi30k-en-de, multi30k-de-en"
 EXAMPLE = (
     "Example: fewfold evaluate ./small --task sst2 --finetune --seeds 3 --limit 10000 --out sst2.json, "
     "or as it is: fewfold evaluate ./small --task stsb, "
@@ -49,6 +49,7 @@ def evaluate(
             "window); of a masked model: mask every so manyth token at once (each alone)."
         ),
     ] = None,
+    beams: Annotated[int, typer.Option(min=1, help="Of translation: beams of the search, 1 is greedy.")] = 1,
     text: Annotated[Path | None, typer.Option(help="A text file (.txt, also packed as .gz or .xz).")] = None,
     against: Annotated[Path | None, typer.Option("--against", "-a", help="Model to compare neighbours with.")] = None,
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Write the whole result as JSON.")] = None,
@@ -88,7 +89,7 @@ def evaluate(
             found = judge(
                 model, task, tokenizer=tokenizer, finetune=settings if finetune else None, seeds=range(seeds),
                 max_length=max_length, stride=128 if stride is None else stride, eval_limit=eval_limit,
-                predictions=predictions,
+                beams=beams, predictions=predictions,
             )  # fmt: skip
             result = {"folder": str(folder), **found.to_dict()}
         if output is not None:
@@ -198,5 +199,12 @@ def _how(result: dict[str, Any]) -> str:
         limits += f", first {settings['eval_limit']:,} to judge on"
     if settings["finetune"]:
         return f": fine-tuned, {len(runs)} seed{'s' if len(runs) > 1 else ''}{limits}"
-    by = "" if runs[0]["evaluation"]["by"] == "head" else ", by cosines of sentence vectors"
+    ways = {"head": "", "cosines": ", by cosines of sentence vectors", "generation": f", {_search(result)}"}
+    by = ways[runs[0]["evaluation"]["by"]]
     return f": as it is{by}{limits}"
+
+
+def _search(result: dict[str, Any]) -> str:
+    """How translations were found, and how BLEU was computed."""
+    beams = result["settings"].get("beams", 1)
+    return f"{'greedily' if beams == 1 else f'{beams} beams'}, {result['data'].get('signature')}"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewfold_cli import compress, demo, densify, distill, evaluate, inspect, measure, recipes
+from fewfold_cli import compress, demo, densify, distill, evaluate, inspect, measure, recipes, translation
 
 app = typer.Typer(
     name="fewfold",
@@ -41,6 +41,7 @@ app.command("measure", epilog=measure.EXAMPLE)(measure.measure)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("densify", epilog=densify.EXAMPLE)(densify.densify)
 app.command("recipes", epilog=recipes.EXAMPLE)(recipes.recipes)
+app.add_typer(translation.app, name="translation")
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 
 if __name__ == "__main__":

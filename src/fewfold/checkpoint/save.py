@@ -98,7 +98,11 @@ def load(folder: str | os.PathLike[str], *, packed: bool = False, **kwargs: Any)
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} holds no model that transformers can load: {error}") from error
-    names = [name for name in (config.architectures or []) if hasattr(transformers, name)]
-    loader = getattr(transformers, names[0]) if names else transformers.AutoModel
+    from fewfold import models  # which need what is saved here
+
+    homes = [
+        (home, name) for name in config.architectures or [] for home in (transformers, models) if hasattr(home, name)
+    ]
+    loader = getattr(*homes[0]) if homes else transformers.AutoModel
     model: nn.Module = loader.from_pretrained(folder, **kwargs)
     return pack(model) if packed else model

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 
 def install_models() -> None:
-    """Register with AutoConfig, AutoModel and AutoModelForCausalLM; doing it twice is harmless."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    """Register configs and models with the Auto classes; doing it twice is harmless."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    from fewfold.models.mask_predict.config import MaskPredictConfig
+    from fewfold.models.mask_predict.model import MaskPredictModel
     from fewfold.models.slim_lm import SlimLMConfig, SlimLMForCausalLM, SlimLMModel
+    from fewfold.models.translation.config import RecurrentTranslationConfig
+    from fewfold.models.translation.model import RecurrentTranslationModel
 
     AutoConfig.register(SlimLMConfig.model_type, SlimLMConfig, exist_ok=True)
     AutoModel.register(SlimLMConfig, SlimLMModel, exist_ok=True)
     AutoModelForCausalLM.register(SlimLMConfig, SlimLMForCausalLM, exist_ok=True)
+
+    AutoConfig.register(RecurrentTranslationConfig.model_type, RecurrentTranslationConfig, exist_ok=True)
+    AutoModelForSeq2SeqLM.register(RecurrentTranslationConfig, RecurrentTranslationModel, exist_ok=True)
+    AutoConfig.register(MaskPredictConfig.model_type, MaskPredictConfig, exist_ok=True)
+    AutoModelForSeq2SeqLM.register(MaskPredictConfig, MaskPredictModel, exist_ok=True)

@@ -20,8 +20,9 @@ from fewfold.tasks.glue import GLUE
 from fewfold.tasks.heads import has_head, with_head
 from fewfold.tasks.judged import Task
 from fewfold.tasks.result import Run, TaskResult, describe
+from fewfold.tasks.translation.task import LANGUAGE_PAIRS, Translation
 
-TASKS = (*GLUE, "squad")
+TASKS = (*GLUE, "squad", *LANGUAGE_PAIRS)
 
 
 def evaluate(
@@ -36,6 +37,7 @@ def evaluate(
     batch_size: int = 64,
     eval_limit: int | None = None,
     resamples: int = 1000,
+    beams: int = 1,
     predictions: str | PathLike[str] | None = None,
 ) -> TaskResult:
     """Judge a model, dense or compressed, on a task's development data with its official metrics.
@@ -45,7 +47,8 @@ def evaluate(
 
     :param model: A transformers model; without `finetune` it needs the task's head, except for "stsb", where the
         cosines of a bare encoder's sentence vectors are judged.
-    :param task: "cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte" or "squad".
+    :param task: "cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "squad", or
+        "multi30k-en-de" and "multi30k-de-en", which are judged as they are.
     :param tokenizer: The model's tokenizer.
     :param finetune: How to fine-tune first; None not to.
     :param seeds: One run each; one where nothing is trained.
@@ -54,6 +57,7 @@ def evaluate(
     :param batch_size: Rows a forward while judging.
     :param eval_limit: Judge on the first so many examples; None for all.
     :param resamples: Bootstrap resamples of the examples for the intervals.
+    :param beams: Of translation: beams of the search, 1 is greedy.
     :param predictions: A file for all predictions, a JSON object a line.
     :return: Metrics with mean, spread and intervals, counts, seconds, and what they depend on.
     :raises TaskError: If the task is unknown, the model does not fit, or the data is not as it should be.
@@ -65,11 +69,13 @@ def evaluate(
         raise TaskError(f"evaluate(seeds={seeds}): give at least one seed, and only one where nothing is trained")
     if eval_limit is not None and eval_limit < 1:
         raise TaskError(f"evaluate(eval_limit={eval_limit}): judge on at least one example, or None for all")
-    work = task_named(task, tokenizer, max_length, stride, eval_limit)
+    work = task_named(task, tokenizer, max_length, stride, eval_limit, beams)
     if finetune is None:
         if not work.judges(model):
             raise TaskError(
-                f"{task}: {type(model).__name__} has no head for it ({work.kind}, {work.num_labels} labels): pass "
+                f"{task}: {type(model).__name__} is no encoder–decoder that generates: give a translation model"
+                if task in LANGUAGE_PAIRS
+                else f"{task}: {type(model).__name__} has no head for it ({work.kind}, {work.num_labels} labels): pass "
                 "finetune=FineTuning() to train one, or load a model that was fine-tuned"
             )
         judged = work.judge(model, batch_size, resamples)
@@ -83,6 +89,7 @@ def evaluate(
         "batch_size": batch_size,
         "eval_limit": eval_limit,
         "resamples": resamples,
+        **({"beams": beams} if task in LANGUAGE_PAIRS else {}),
     }
     result = TaskResult(task, runs, described, work.data(), settings, (time.perf_counter() - start) / 60)
     if predictions is not None:
@@ -91,8 +98,9 @@ def evaluate(
 
 
 def task_named(
-    task: str, tokenizer: Any, max_length: int | None = None, stride: int = 128, eval_limit: int | None = None
-) -> Task:
+    task: str, tokenizer: Any, max_length: int | None = None, stride: int = 128, eval_limit: int | None = None,
+    beams: int = 1,
+) -> Task:  # fmt: skip
     """Make a task with its data.
 
     :param task: One of `TASKS`.
@@ -100,11 +108,14 @@ def task_named(
     :param max_length: As for `evaluate`.
     :param stride: As for `evaluate`.
     :param eval_limit: As for `evaluate`.
+    :param beams: As for `evaluate`.
     :return: The task.
     :raises TaskError: If the task is unknown, or its data is not as it should be.
     """
     if task == "squad":
         return Answering(tokenizer, max_length or 384, stride, eval_limit)
+    if task in LANGUAGE_PAIRS:
+        return Translation(task, tokenizer, max_length or 128, eval_limit, beams)
     if task not in GLUE:
         raise TaskError(f"no task {task!r}: choose one of {', '.join(TASKS)}")
     return Classification(task, tokenizer, max_length or 128, eval_limit)
@@ -115,6 +126,8 @@ def _train_and_judge(
     resamples: int,
 ) -> tuple[list[Run], dict[str, Any]]:  # fmt: skip
     runs, described = [], {}
+    if work.kind == "translation":
+        work.training_rows(model, None)
     kept = has_head(model, work.num_labels, work.kind)
     for seed in seeds:
         trained: Any = copy.deepcopy(model)

@@ -16,7 +16,7 @@ from fewfold.errors import TaskError
 from fewfold.store import drop_unused_stores
 from fewfold.stored import unpack
 
-Kind = Literal["classification", "question-answering"]
+Kind = Literal["classification", "question-answering", "translation"]
 _AUTO = {
     "classification": "AutoModelForSequenceClassification",
     "question-answering": "AutoModelForQuestionAnswering",

@@ -16,13 +16,13 @@ from fewfold.tasks.metrics import Score
 class Judged:
     """A model's predictions on the examples to judge on, and their scores.
 
-    :param metrics: By name, the main one first; 0…1, correlations -1…1.
+    :param metrics: By name, the main one first; 0…1, correlations -1…1, BLEU 0…100.
     :param predictions: One record an example, ready for JSON.
     :param examples: How many examples.
     :param rows: What they became for the model: of SQuAD, windows.
     :param tokens: Tokens of the rows, padding left out.
     :param seconds: Wall time of the predictions, tokenizing and metrics left out.
-    :param by: What predicted: the head, or cosines of sentence vectors (STS-B without a head).
+    :param by: What predicted: the head, cosines of sentence vectors (STS-B without a head), or what was generated.
     """
 
     metrics: dict[str, Score]
@@ -31,7 +31,7 @@ class Judged:
     rows: int
     tokens: int
     seconds: float
-    by: Literal["head", "cosines"] = "head"
+    by: Literal["head", "cosines", "generation"] = "head"
 
     @property
     def seconds_per_1000(self) -> float:

@@ -1,0 +1,1 @@
+"""Non-autoregressive translation: all tokens at once, in a few rounds."""
