@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewfold_cli import compress, demo, densify, distill, evaluate, inspect, measure, recipes
+from fewfold_cli import compress, demo, densify, distill, evaluate, inspect, lm, measure, recipes
 
 app = typer.Typer(
     name="fewfold",
@@ -40,6 +40,7 @@ app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command("measure", epilog=measure.EXAMPLE)(measure.measure)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("densify", epilog=densify.EXAMPLE)(densify.densify)
+app.add_typer(lm.app, name="lm")
 app.command("recipes", epilog=recipes.EXAMPLE)(recipes.recipes)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 

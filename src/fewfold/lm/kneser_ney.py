@@ -120,7 +120,7 @@ class KneserNey:
 
 @dataclass
 class _Table:
-    """What one order's n-grams are: sorted keys, occurrences, number of the context and of the n-gram less its first."""
+    """One order's n-grams: sorted keys, occurrences, number of the context and of the n-gram less its first word."""
 
     keys: Array
     counts: Array
