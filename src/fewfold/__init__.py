@@ -22,6 +22,7 @@ from fewfold.errors import (
     CheckpointError,
     DistillError,
     FewfoldError,
+    ModelError,
     RecipeError,
     TargetError,
     TaskError,
@@ -33,11 +34,13 @@ from fewfold.methods.shared_factors.config import SharedFactors
 from fewfold.methods.subvector_codes.config import SubvectorCodes
 from fewfold.methods.tensor_train.config import TensorTrain
 from fewfold.methods.tucker.config import Tucker
+from fewfold.models.register import install_models as _install_models
 from fewfold.recipe import Recipe
 from fewfold.stored import pack, unpack
 from fewfold.summary import summary
 
 _install()
+_install_models()
 
 __all__ = [
     "Budget",
@@ -50,6 +53,7 @@ __all__ = [
     "EmbeddingAutoencoder",
     "FewfoldError",
     "LowRank",
+    "ModelError",
     "Recipe",
     "RecipeError",
     "SharedFactors",

@@ -31,3 +31,7 @@ class DistillError(FewfoldError):
 
 class TaskError(FewfoldError):
     """A task, its data or its settings cannot be used, or a model does not fit the task."""
+
+
+class ModelError(FewfoldError):
+    """A model's config or its inputs cannot be used."""

@@ -83,6 +83,20 @@ class GatherSum:
             self.flat = indices.to(torch.int32).flatten()
             self.offsets = torch.arange(0, rows * count + 1, count, dtype=torch.int32, device=indices.device)
         self._ones: Tensor | None = None
+        self._users: tuple[Tensor, Tensor] | None = None
+
+    def spread(self, values: Tensor) -> Tensor:
+        """The transposed sum: ``(rows, batch)`` to ``(size, batch)``, what the sum hands back to each chosen row.
+
+        It holds who chose which row, as int32, from its first call on; sums are taken in a fixed order.
+        """
+        if self._users is None:
+            with torch.inference_mode(False):
+                rows = self.flat.argsort(stable=True).div(self.shape[1], rounding_mode="floor").to(torch.int32)
+                counts = torch.bincount(self.flat, minlength=self.size)
+                self._users = (rows, F.pad(counts.cumsum(0), (1, 0)).to(torch.int32))
+        rows, offsets = self._users
+        return F.embedding_bag(rows, values, offsets, mode="sum", include_last_offset=True)
 
     def __call__(self, values: Tensor) -> Tensor:
         """``(size, batch)`` to ``(rows, batch)``."""
@@ -98,6 +112,10 @@ class GatherSum:
         for start in range(0, batch, BLOCK):
             summed[:, start : start + BLOCK] = self._bag(values[:, start : start + BLOCK].contiguous())
         return summed
+
+    def sum_of(self, values: Tensor) -> Tensor:
+        """As a call, for a ``batch`` that is small enough already and takes no gradients."""
+        return self._bag(values)
 
     def _bag(self, values: Tensor) -> Tensor:
         return F.embedding_bag(self.flat, values, self.offsets, mode="sum", include_last_offset=True)

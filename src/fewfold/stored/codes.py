@@ -219,6 +219,17 @@ class CodedMatrix(CodedState):
             first += count * self.stages[index].words
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
+    def book(self, index: int) -> Tensor:
+        """A stage's words, ``(positions · words, width)``, or ``(words, width)`` where positions share them."""
+        return self._book(index)
+
+    def plan(self) -> GatherSum:
+        """Which partial products every row sums, for matrices whose stages all cover every row."""
+        groups = self._groups()
+        if len(groups) != 1:
+            raise ValueError("stages that cover only some rows are summed by themselves: there is no single plan")
+        return self._planned(groups)[0]
+
     def _planned(self, groups: list[list[int]]) -> list[GatherSum]:
         """What is summed, kept for as long as no code changes."""
         held = [self._buffers[f"codes_{index}"] for index in range(len(self.stages))]
