@@ -45,7 +45,9 @@ def test_a_text_that_is_too_short():
 def test_stretches_foretell_every_token_once(streams):
     ids = np.arange(20, 43)
     inputs, labels = _stretches(ids, 7, streams)
-    seen = {int(label): int(token) for token, label in zip(inputs.flatten(), labels.flatten(), strict=True) if label >= 0}
+    seen = {
+        int(label): int(token) for token, label in zip(inputs.flatten(), labels.flatten(), strict=True) if label >= 0
+    }
     assert seen == {20: 7} | {token: token - 1 for token in range(21, 43)}
     assert int((labels >= 0).sum()) == len(ids)
     widths = (labels >= 0).sum(1)

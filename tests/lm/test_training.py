@@ -83,7 +83,7 @@ def test_a_killed_training_ends_where_another_ends(model, settings, corpus, tmp_
     assert resumed.test.nll == pytest.approx(whole.test.nll, abs=1e-6)
     assert (resumed.progress.best_step, resumed.progress.tokens) == (whole.progress.best_step, whole.progress.tokens)
     assert (tmp_path / "history.jsonl").read_text().splitlines() == [json.dumps(point) for point in resumed.points]
-    assert losses(whole)[-1] < losses(whole)[0] - 0.5
+    assert losses(whole)[-1] < losses(whole)[0] - 0.1
 
 
 def test_dropout_goes_on_where_it_was(corpus, tmp_path, monkeypatch):
@@ -127,16 +127,16 @@ def test_losses_against_a_plain_loop(corpus):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
         state, place = tuple(tuple(part.detach() for part in layer) for layer in output.state), end
-        found.append(float(loss))
+        found.append(float(loss.detach()))
     assert losses(trained) == pytest.approx(found, abs=2e-5)
 
 
-@torch.no_grad()
 def test_perplexity_against_a_loop_over_tokens(corpus):
     model = train_lm(config(corpus), replace(corpus, test=None), training(steps=20)).model
     total, state, before = 0.0, None, corpus.boundary
     for token in corpus.test.ids.tolist():
-        output = model(input_ids=torch.tensor([[before]]), state=state)
+        with torch.no_grad():
+            output = model(input_ids=torch.tensor([[before]]), state=state)
         total -= float(torch.log_softmax(output.logits[0, -1].double(), -1)[token])
         state, before = output.state, token
     found = judge(model, corpus.test, corpus.boundary)
@@ -185,10 +185,11 @@ def test_the_clock_ends_a_training(corpus):
     assert rates[-1] < 0.2 * max(rates)
 
 
-def test_bf16_learns(corpus):
-    trained = train_lm(config(corpus), corpus, training(bf16=True, steps=40))
-    assert losses(trained)[-1] < losses(trained)[0] - 0.3
-    assert all(parameter.dtype == torch.float32 for parameter in trained.model.parameters())
+def test_bf16_stays_near(corpus):
+    half, full = (train_lm(config(corpus), corpus, training(bf16=bf16, steps=40)) for bf16 in (True, False))
+    assert losses(half) != losses(full)
+    assert losses(half) == pytest.approx(losses(full), abs=0.02)
+    assert all(parameter.dtype == torch.float32 for parameter in half.model.parameters())
 
 
 def test_checkpoints_hold_no_pickle_and_damage_is_named(corpus, tmp_path, monkeypatch):
@@ -223,7 +224,7 @@ def test_another_training_is_refused(corpus, tmp_path, monkeypatch):
 
 def test_errors(corpus):
     with pytest.raises(TaskError, match=r"the loss is (nan|inf) at step \d+: lower the learning rate"):
-        train_lm(config(corpus), corpus, training(optimizer="sgd", learning_rate=1e20, clip=0))
+        train_lm(config(corpus), corpus, training(optimizer="sgd", learning_rate=1e38, clip=0))
     with pytest.raises(TaskError, match="patience=1 needs a valid text"):
         train_lm(config(corpus), replace(corpus, valid=None), training(patience=1))
     with pytest.raises(TaskError, match="schedule='cosin'"):

@@ -71,8 +71,8 @@ def test_unseen_words_that_nobody_could_learn():
 
 def test_other_tokenizers():
     tokenizer = word_tokenizer(build_vocabulary(["a b"]))
+    backend = type(tokenizer)(tokenizer_object=_without_unknown(), eos_token="<eos>")
     with pytest.raises(TaskError, match="text: the vocabulary has no 'x' and no <unk>"):
-        backend = type(tokenizer)(tokenizer_object=_without_unknown(), eos_token="<eos>")
         token_corpus(backend, ["a x"], names=("text", "", ""))
     tokenizer.eos_token = None
     with pytest.raises(TaskError, match="no token for a line's end"):
