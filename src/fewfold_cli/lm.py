@@ -118,17 +118,17 @@ def _corpus(
     from fewfold.lm.corpus import token_corpus, word_corpus
     from fewfold.lm.texts import read_text
 
-    files = [text, valid, test]
-    lines = [None if file is None else read_text(file) for file in files]
-    names = tuple("" if file is None else file.name for file in files)
+    files = (text, valid, test)
+    lines: list[Any] = [None if file is None else read_text(file) for file in files]
+    names: Any = tuple("" if file is None else file.name for file in files)
     if tokenizer is None:
-        return word_corpus(*lines, size=size, min_count=min_count, names=names)  # type: ignore[arg-type]
+        return word_corpus(*lines, size=size, min_count=min_count, names=names)
     if size is not None or min_count > 1:
         raise TaskError("--vocab-size and --min-count are of word vocabularies: leave them out with --tokenizer")
     found = tokenizer_of(tokenizer)
     if found is None:
         raise TaskError(f"--tokenizer {tokenizer} holds no tokenizer: give the folder that it was saved to")
-    return token_corpus(found, *lines, names=names)  # type: ignore[arg-type]
+    return token_corpus(found, lines[0], lines[1], lines[2], names)
 
 
 def _show(trained: Any, folder: Path) -> None:
@@ -217,7 +217,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
     with step("loading"):
         try:
-            model = AutoModelForCausalLM.from_pretrained(folder)
+            model: Any = AutoModelForCausalLM.from_pretrained(folder)
         except ValueError as error:
             if isinstance(error, fewfold.FewfoldError):
                 raise

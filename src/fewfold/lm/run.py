@@ -85,7 +85,7 @@ def train_lm(
     valid, test = (
         None if text is None else judge(model, text, corpus.boundary, streams) for text in (corpus.valid, corpus.test)
     )
-    data = {
+    data: dict[str, Any] = {
         name: None if text is None else {"name": text.name, "tokens": len(text.ids), "unknown": text.unknown}
         for name, text in (("train", corpus.train), ("valid", corpus.valid), ("test", corpus.test))
     }

@@ -75,8 +75,8 @@ def encode(tokenizer: Any, text: Sequence[str], name: str = "text") -> Text:
     end = line_end(tokenizer)
     parts = []
     for start in track(range(0, len(text), _LINES), f"tokenising {name}"):
-        for ids in _ids(tokenizer, list(text[start : start + _LINES]), name):
-            parts.append(np.array([*ids, end], dtype=np.int64))
+        for found in _ids(tokenizer, list(text[start : start + _LINES]), name):
+            parts.append(np.array([*found, end], dtype=np.int64))
     if not parts:
         raise TaskError(f"{name} is empty: give a text")
     ids = np.concatenate(parts)
