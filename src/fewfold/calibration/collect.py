@@ -166,9 +166,10 @@ class _graph_starts:
             return output if output.requires_grad else output.requires_grad_()
 
         from fewfold.assembled import AssembledEmbedding
+        from fewfold.models.slim import SlimEmbedding
 
         for module in self.model.modules():
-            if isinstance(module, nn.Embedding | AssembledEmbedding):
+            if isinstance(module, nn.Embedding | AssembledEmbedding | SlimEmbedding):
                 # first in line, so that the collecting hook sees an output that requires gradients
                 self.handles.append(module.register_forward_hook(start, prepend=True))
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -10,18 +10,26 @@ from fewfold.checkpoint.config import structure_of
 from fewfold.errors import TargetError
 from fewfold.surgery.replace import restore_modules
 
+if TYPE_CHECKING:
+    from fewfold.models.slim_lm import SlimLMForCausalLM
+
 
 def densify(model: nn.Module) -> Any:
     """Turn a compressed model into a plain one with equal outputs, in place.
 
-    It loads without fewfold, and is as large as before compression.
+    It loads without fewfold, and is as large as before compression. A model of ours with slim layers becomes its dense
+    twin.
 
     :return: ``model``.
     :raises TargetError: if the model is not compressed.
     """
-    if structure_of(model) is None:
+    compressed, slim = structure_of(model) is not None, bool(getattr(model, "is_slim", False))
+    if not compressed and not slim:
         raise TargetError(f"this {type(model).__name__} is not compressed by fewfold: there is nothing to densify")
-    restore_modules(model)
+    if compressed:
+        restore_modules(model)
+    if slim:
+        cast("SlimLMForCausalLM", model).unslim()
     config = getattr(model, "config", None)
     if config is not None:
         config.__dict__.pop("quantization_config", None)

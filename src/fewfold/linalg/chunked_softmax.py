@@ -14,9 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fewfold.linalg.gather_sum import GatherSum, partial_products
-
-CODED_CHUNK = 64  # tokens whose partial products are summed at once
+from fewfold.linalg.gather_sum import TRAINED_BATCH, GatherSum, partial_products
 
 
 def dense_softmax_loss(
@@ -32,7 +30,12 @@ def dense_softmax_loss(
     :param labels: ``(tokens,)`` int64, ``0 … vocab - 1``.
     :param chunk: tokens whose logits exist at one time.
     """
-    return _DenseLoss.apply(states, table, bias, labels, chunk, scale)  # type: ignore[no-any-return]
+    kind = states.device.type
+    if torch.is_autocast_enabled(kind):
+        lower = torch.get_autocast_dtype(kind)
+        states, table = states.to(lower), table.to(lower)
+    with torch.autocast(kind, enabled=False):
+        return _DenseLoss.apply(states, table, bias, labels, chunk, scale)  # type: ignore[no-any-return]
 
 
 def coded_softmax_loss(
@@ -53,7 +56,8 @@ def coded_softmax_loss(
     :param book: ``(positions · words, width)``, ``positions · width == dim``.
     :param plan: which partial products every word's logit sums.
     """
-    return _CodedLoss.apply(states, book, bias, labels, plan, positions, chunk, scale)  # type: ignore[no-any-return]
+    with torch.autocast(states.device.type, enabled=False):
+        return _CodedLoss.apply(states, book, bias, labels, plan, positions, chunk, scale)  # type: ignore[no-any-return]
 
 
 class _Sums:
@@ -93,7 +97,7 @@ class _DenseLoss(torch.autograd.Function):
         for start in range(0, len(states), chunk):
             run = slice(start, start + chunk)
             part, wanted = states[run], labels[run]
-            logs = F.log_softmax(F.linear(part, table, bias).to(sums.wide), -1)
+            logs = F.log_softmax(_logits(part, table, bias).to(sums.wide), -1)
             rows = torch.arange(len(part), device=part.device)
             sums.loss -= logs[rows, wanted].sum() * scale
             if not sums.any:
@@ -123,7 +127,7 @@ class _CodedLoss(torch.autograd.Function):
         sums = _Sums(ctx, states, book, bias, (0, 1))
         cube = book.unflatten(0, (positions, -1)).to(sums.wide)
         cube_sums = None if sums.matrix is None else sums.matrix.unflatten(0, (positions, -1))
-        step = min(chunk, CODED_CHUNK)
+        step = min(chunk, TRAINED_BATCH)
         for start in range(0, len(states), step):
             run = slice(start, start + step)
             part, wanted = states[run].to(sums.wide), labels[run]
@@ -194,6 +198,10 @@ def called_softmax_loss(
     for part, wanted in zip(states.split(chunk), labels.split(chunk), strict=True):
         total = total + checkpoint(loss_of, part, wanted, use_reentrant=False)
     return total * scale
+
+
+def _logits(states: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(states, table, None if bias is None else bias.to(states.dtype))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -25,6 +25,8 @@ ADDED = 0.15  # and each of the batch's numbers that it adds,
 ADDED_FAR = 0.45  # where the partial products of a large batch have left the near cache
 FAR_BATCH = 64
 ASSEMBLED = 1.0  # a number of a rebuilt weight
+TRAINED_BATCH = 64  # inputs whose partial products are summed at once in a loss, and
+NEAR_NUMBERS = 2**22  # the most partial products of them that stay near
 
 
 def chain_is_cheaper(batch: int, weights: int, products: int, gathers: int, kept: bool) -> bool:
@@ -48,6 +50,25 @@ def chain_is_cheaper(batch: int, weights: int, products: int, gathers: int, kept
     added = ADDED if batch <= FAR_BATCH else ADDED_FAR
     chain = multiply(products) + gathers * (GATHERED + batch * added)
     return chain < multiply(weights) + (0.0 if kept else weights * ASSEMBLED)
+
+
+def chain_trains_cheaper(batch: int, weights: int, products: int, gathers: int, sums: int) -> bool:
+    """Whether a loss and its gradients are cheaper by partial products than with the weight built.
+
+    As :func:`chain_is_cheaper`; three products each way (outputs and both gradients), sums and transposed sums on one
+    side, assembly and its transpose on the other.
+
+    :param sums: partial products of one input.
+    """
+    runs = -(-batch // TRAINED_BATCH)
+    added = ADDED if sums * min(batch, TRAINED_BATCH) <= NEAR_NUMBERS else ADDED_FAR
+
+    def multiply(numbers: int, passes: int) -> float:
+        read = STREAMED if numbers > CACHE_NUMBERS else CACHED
+        return 3 * numbers * (passes * read + batch * MULTIPLIED)
+
+    chain = multiply(products, runs) + 2 * gathers * (runs * GATHERED + batch * added)
+    return chain < multiply(weights, 1) + 2 * weights * ASSEMBLED
 
 
 def partial_products(hidden_states: Tensor, codebook: Tensor, positions: int) -> Tensor:

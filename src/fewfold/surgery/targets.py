@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fewfold.assembled import Assembled, AssembledEmbedding, AssembledLinear
 from fewfold.errors import TargetError
+from fewfold.stored.coded_state import CodedState
 from fewfold.surgery.layouts import FusedLinear, FusedParts, Part, fused_parts
 from fewfold.surgery.ties import Tie, find_ties
 
@@ -147,7 +148,7 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module | None]]
             return
         seen.add(id(module))
         yield name, module, parent
-        if isinstance(module, Assembled | FusedLinear):
+        if isinstance(module, Assembled | FusedLinear | CodedState):
             return
         for child_name, child in module.named_children():
             yield from visit(f"{name}.{child_name}" if name else child_name, child, module)

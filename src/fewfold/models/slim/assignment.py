@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor
 
-ROUNDS = 100  # of exchanging codes between equal rows and others
+TRIES = 200  # rows that a row which equals another one may exchange a code with
 
 
 def balanced_codes(rows: int, positions: int, words: int, free: bool, seed: int) -> Tensor:
     """Codes that use all words of a pool equally often, give or take one; no two rows are equal.
 
-    Drawn with a generator of its own. Where two rows come out equal, one of them exchanges a code with another row,
-    which leaves the balance as it is.
+    Drawn with a generator of its own. A row that comes out equal to an earlier one exchanges a code with another row,
+    which leaves the balance as it is; where nearly all possible rows are needed, they are counted off instead.
 
+    :param words: of a pool; ``words ** positions`` is at least ``rows``.
     :param free: one pool for all positions, instead of one for each.
     :return: ``(rows, positions)`` int64, ``0 … words - 1``.
     """
@@ -23,22 +26,47 @@ def balanced_codes(rows: int, positions: int, words: int, free: bool, seed: int)
     else:
         drawn = [torch.randperm(rows, generator=generator) % words for _ in range(positions)]
         codes = torch.stack(drawn, 1)
-    for _ in range(ROUNDS):
-        twins = _later_twins(codes)
-        if not len(twins):
-            break
-        others = torch.randint(rows, (len(twins),), generator=generator)
-        places = torch.randint(positions, (len(twins),), generator=generator)
-        for twin, other, place in zip(twins.tolist(), others.tolist(), places.tolist(), strict=True):
-            codes[[twin, other], place] = codes[[other, twin], place]
-    return codes
+    if _told_apart(codes, generator) or free:
+        return codes
+    return _counted_off(rows, positions, words, generator)
 
 
-def _later_twins(codes: Tensor) -> Tensor:
-    """Rows that an earlier row equals."""
+def _told_apart(codes: Tensor, generator: torch.Generator) -> bool:
+    """Exchange codes in place until no two rows are equal; whether that was reached."""
     _, group, counts = codes.unique(dim=0, return_inverse=True, return_counts=True)
-    order = group.argsort(stable=True)
-    starts = counts.cumsum(0) - counts
+    if int(counts.max()) == 1:
+        return True
     later = torch.ones(len(codes), dtype=torch.bool)
-    later[starts] = False
-    return order[later]
+    later[counts.cumsum(0) - counts] = False
+    twins = group.argsort(stable=True)[later].tolist()
+    listed = [tuple(row) for row in codes.tolist()]
+    known = Counter(listed)
+    for twin in twins:
+        others = torch.randint(len(codes), (TRIES,), generator=generator).tolist()
+        places = torch.randint(codes.shape[1], (TRIES,), generator=generator).tolist()
+        for other, place in zip(others, places, strict=True):
+            old = (listed[twin], listed[other])
+            new = (_with(old[0], place, old[1][place]), _with(old[1], place, old[0][place]))
+            if new[0] != new[1] and not known[new[0]] and not known[new[1]]:
+                known.subtract(old)
+                known.update(new)
+                listed[twin], listed[other] = new
+                break
+        else:
+            return False
+    codes.copy_(torch.tensor(listed))
+    return True
+
+
+def _with(row: tuple[int, ...], place: int, code: int) -> tuple[int, ...]:
+    return (*row[:place], code, *row[place + 1 :])
+
+
+def _counted_off(rows: int, positions: int, words: int, generator: torch.Generator) -> Tensor:
+    """The numbers 0 … rows - 1 in base ``words``, each digit shifted by the number itself, words and rows shuffled.
+
+    Within every run of ``words`` numbers a shifted digit takes every value once: that is the balance.
+    """
+    numbers = torch.randperm(rows, generator=generator)
+    digits = [numbers % words, *(numbers // words**place + numbers for place in range(1, positions))]
+    return torch.stack([torch.randperm(words, generator=generator)[digit % words] for digit in digits], 1)

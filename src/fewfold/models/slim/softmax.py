@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewfold.errors import ModelError
-from fewfold.linalg.gather_sum import chain_is_cheaper
+from fewfold.linalg.gather_sum import chain_is_cheaper, chain_trains_cheaper
 from fewfold.models.slim.embedding import SlimEmbedding, _words, ready, slim_matrix
 from fewfold.models.slim.sizes import SlimCodes
 from fewfold.stored.codes import CodedMatrix
@@ -75,7 +75,9 @@ class SlimSoftmax(nn.Module):
 
     def chained_loss(self, tokens: int) -> bool:
         """Whether training on so many tokens is cheaper by partial products than with the table built."""
-        return True
+        coded = self.matrix
+        sums = coded.positions(0) * self.codes.words
+        return chain_trains_cheaper(tokens, coded.rows * coded.columns, coded.macs, coded.gathers, sums)
 
     def dense(self) -> nn.Linear:
         """A plain layer with the same outputs."""

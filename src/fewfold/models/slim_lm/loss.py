@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fewfold.assembled import AssembledLinear, must_be_called
 from fewfold.errors import ModelError
 from fewfold.linalg.chunked_softmax import called_softmax_loss, coded_softmax_loss, dense_softmax_loss
 from fewfold.models.slim import SlimSoftmax
-from fewfold.models.slim_lm.noise import noise_loss
+from fewfold.models.slim_lm.noise import Noise, nce_loss, sampled_softmax_loss, with_one
 from fewfold.stored.modules import StoredLinear
 from fewfold.surgery.ties import TiedHead
 
@@ -25,15 +28,15 @@ class LossOptions:
     :param kind: ``full`` softmax, ``sampled`` softmax or ``nce``.
     :param chunk: tokens whose logits exist at one time.
     :param samples: noise words of a batch.
-    :param noise: log-probabilities of noise words, ``(vocab,)``, and how to draw them; None for ``full``.
-    :param log_normalizer: log Z of NCE.
+    :param counts: ``(vocab,)`` how often words occur, for noise after them; None for log-uniform noise.
+    :param log_normalizer: log Z of NCE; None for log(vocab).
     """
 
     kind: str = "full"
     chunk: int = 128
     samples: int = 1024
-    noise: Any = None
-    log_normalizer: float = 0.0
+    counts: Tensor | None = None
+    log_normalizer: float | None = None
 
 
 def lm_loss(
@@ -77,6 +80,37 @@ def softmax_loss(states: Tensor, labels: Tensor, head: nn.Module, chunk: int, sc
     if table is None:
         return called_softmax_loss(states, head, labels, chunk, scale)
     return dense_softmax_loss(states, table, bias, labels, chunk, scale)
+
+
+def noise_loss(states: Tensor, labels: Tensor, head: nn.Module, options: LossOptions) -> Tensor:
+    """The sum of sampled-softmax or NCE losses; of a slim table only the words at hand are built.
+
+    :raises ModelError: if the output layer can only be called as a whole.
+    """
+    noise = Noise(int(head.out_features), options.counts)  # type: ignore[arg-type]
+    drawn = noise.draw(options.samples, states.device)
+    rows = _rows(head, torch.cat([labels, drawn])).to(states.dtype)
+    args = (with_one(states), rows[: len(labels)], rows[len(labels) :], labels, drawn, noise)
+    if options.kind == "sampled":
+        return sampled_softmax_loss(*args)
+    fixed = options.log_normalizer
+    return nce_loss(*args, math.log(noise.words) if fixed is None else fixed)
+
+
+def _rows(head: nn.Module, ids: Tensor) -> Tensor:
+    """Rows of an output layer with their biases as last column, ``(ids, dim + 1)``."""
+    if isinstance(head, SlimSoftmax):
+        rows = head.matrix.look_up(ids)
+    else:
+        table = table_of(head)
+        if table is None:
+            raise ModelError(
+                f"loss='sampled' and 'nce' read rows of the output layer, a {type(head).__name__}: use loss='full'"
+            )
+        rows = F.embedding(ids, table)
+    bias: Any = getattr(head, "bias", None)
+    last = rows.new_zeros(len(ids), 1) if bias is None else F.embedding(ids, bias[:, None])
+    return torch.cat([rows, last], 1)
 
 
 def table_of(head: nn.Module) -> Tensor | None:

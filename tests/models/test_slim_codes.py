@@ -1,0 +1,81 @@
+"""Sizes and codes of slim tables."""
+
+import math
+
+import pytest
+import torch
+
+from fewfold import ModelError
+from fewfold.models import SlimCodes, SlimEmbedding
+from fewfold.models.slim.assignment import balanced_codes
+
+
+@pytest.mark.parametrize(("positions", "words", "free"), [(4, 7, False), (1, 50, False), (3, 20, True), (5, 200, True)])
+def test_codes_are_balanced_distinct_and_seeded(positions, words, free):
+    before = torch.get_rng_state()
+    codes = balanced_codes(50, positions, words, free, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+    pools = [codes.flatten()] if free else list(codes.T)
+    for pool in pools:
+        used = torch.bincount(pool, minlength=words)
+        assert len(used) == words
+        assert used.max() - used.min() <= 1
+        assert used.min() >= 1
+    assert len(codes.unique(dim=0)) == 50
+    assert torch.equal(codes, balanced_codes(50, positions, words, free, seed=3))
+    assert not torch.equal(codes, balanced_codes(50, positions, words, free, seed=4))
+
+
+def test_rows_that_come_out_equal_are_told_apart_without_losing_the_balance():
+    codes = balanced_codes(60, 2, 8, False, seed=0)  # 60 of 64 possible rows: many twins at first
+    first = torch.stack([torch.randperm(60, generator=torch.Generator().manual_seed(0)) % 8 for _ in range(2)], 1)
+    assert len(first.unique(dim=0)) < 60
+    assert len(codes.unique(dim=0)) == 60
+    for pool in codes.T:
+        used = torch.bincount(pool)
+        assert used.max() - used.min() <= 1
+
+
+def test_sizes_follow_the_formulas():
+    rows, columns, positions = 1000, 64, 8
+    by_words = SlimCodes.sized(rows, columns, positions, words=100)
+    assert by_words.pool_size == 800
+    assert by_words.numbers(columns) == 800 * 64 // 8
+    assert by_words.ratio(rows) == pytest.approx(8 * 1000 / 800)
+    same = [{"pool_size": 800}, {"pool_size": 807}, {"ratio": 10}, {"numbers": 6400}]
+    assert all(SlimCodes.sized(rows, columns, positions, **size) == by_words for size in same)
+    bits = math.ceil(math.log2(100))
+    assert by_words.bytes(rows, columns) == 6400 * 4 + math.ceil(rows * positions * bits / 8)
+    limit = by_words.bytes(rows, columns)
+    assert SlimCodes.sized(rows, columns, positions, bytes=limit).words == 100
+    assert SlimCodes.sized(rows, columns, positions, bytes=limit - 1).words == 99
+    free = SlimCodes.sized(rows, columns, positions, ratio=10, pool="free")
+    assert (free.words, free.pool_size, free.numbers(columns)) == (800, 800, 6400)
+
+
+def test_the_layer_holds_what_its_codes_say():
+    layer = SlimEmbedding(1000, 64, {"positions": 8, "ratio": 10})
+    assert sum(p.numel() for p in layer.parameters()) == layer.codes.numbers(64) == 1000 * 64 // 10
+    saved = sum(t.numel() * t.element_size() for t in layer.state_dict().values())
+    assert saved == layer.codes.bytes(1000, 64)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"positions": 7, "words": 5}, "positions=7; it must divide the table's 64 columns"),
+        ({"positions": 8}, "exactly one of .* got none"),
+        ({"positions": 8, "words": 5, "ratio": 3}, "exactly one of .* got words, ratio"),
+        ({"positions": 8, "words": 1001}, "1001 words .* must be 2…1000"),
+        ({"positions": 8, "words": 1}, "1 words .* must be 2…1000"),
+        ({"positions": 1, "words": 10}, "tell 10 rows apart, the table has 1000"),
+        ({"positions": 8, "ratio": -1}, "ratio=-1; it must be a positive number"),
+        ({"positions": 8, "bytes": 100}, "bytes=100 is too few"),
+        ({"positions": 8, "words": 5, "pool": "shared"}, "pool='shared'"),
+        ({"position": 8, "words": 5}, "have no position; there are"),
+        ({"positions": 8, "words": 5, "seed": 1.5}, "seed=1.5"),
+    ],
+)
+def test_unusable_sizes_are_refused_with_the_mend(values, message):
+    with pytest.raises(ModelError, match=message):
+        SlimCodes.from_dict(values, 1000, 64)
