@@ -11,14 +11,16 @@ the same steps over the same text with the same settings and seed:
     python benchmarks/slim_lm_words.py [--corpora wikitext-2 novels] [--rows dense ...] [--epochs 4] [--minutes 60]
 
 Finished rows and trained models are kept, and a row that is stopped goes on from its last checkpoint: the program can
-be killed at any time and started again, with other rows too. `--list` says what is there and what is missing.
+be killed at any time and started again, with other rows too.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
+import shutil
 import statistics
 import time
 from dataclasses import dataclass
@@ -26,12 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, check, publish_checks
+from common import RESULTS, check, claims, publish_checks
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+from word_corpora import CORPORA, read
 
 from fewfold.calibration.cache import cache_folder
 from fewfold.lm.config import LMTraining
-from fewfold.lm.corpus import Corpus, word_corpus
+from fewfold.lm.corpus import Corpus
 from fewfold.lm.generate import generate
 from fewfold.lm.kneser_ney import KneserNey
 from fewfold.lm.run import train_lm
@@ -39,17 +43,12 @@ from fewfold.lm.saving import save_lm
 from fewfold.measure.disk import file_bytes
 from fewfold.measure.parameters import unique_parameters
 from fewfold.models import SlimLMConfig, SlimLMForCausalLM
-from fewfold.tasks.data import DataUnavailable, lines, local_file, wikitext2
 
 NAME = "slim_lm_words"
 ROWS = RESULTS / f"{NAME}.rows.json"
 VOCABULARY, HIDDEN, LAYERS, POSITIONS, ORDER = 10_000, 256, 2, 8, 5
 TRAINING = {"batch": 20, "bptt": 35, "learning_rate": 4e-3, "clip": 0.5, "checkpoint_minutes": 2.0}
 DROPOUT = 0.2
-CORPORA = {
-    "wikitext-2": f"WikiText-2, its {VOCABULARY:,} most frequent words",
-    "novels": f"novels, their {VOCABULARY:,} most frequent words",
-}
 WRITTEN, ROUNDS, PROMPT = 100, 5, "the"
 
 
@@ -78,34 +77,6 @@ MODELS = {
     )
 }
 BASELINE = f"Kneser-Ney {ORDER}-gram"
-
-
-def novels() -> tuple[list[str], list[str], list[str]]:
-    """A third of the novels, and a thirtieth each to judge on: blocks of 50 paragraphs from all through the corpus."""
-    file = local_file("corpus/novels.txt.xz")
-    if file is None:
-        raise DataUnavailable(
-            "corpus/novels.txt.xz is not under the data root: set FEWFOLD_DATA to the folder that has it"
-        )
-    parts: tuple[list[str], list[str], list[str]] = ([], [], [])
-    for number, line in enumerate(lines(file)):
-        block = number // 50
-        if block % 3 == 0:
-            parts[0].append(_words(line))
-        elif block % 30 in (1, 16):
-            parts[1 if block % 30 == 1 else 2].append(_words(line))
-    return parts
-
-
-def _words(line: str) -> str:
-    """Words and punctuation apart, in small letters."""
-    return " ".join(re.findall(r"\w+(?:['’]\w+)*|[^\w\s]", line.lower()))
-
-
-def read(corpus: str) -> Corpus:
-    """A corpus by name."""
-    texts = novels() if corpus == "novels" else tuple(wikitext2(split) for split in ("train", "valid", "test"))
-    return word_corpus(*texts, size=VOCABULARY, names=tuple(f"{corpus} {part}" for part in ("train", "valid", "test")))
 
 
 def config_of(row: Row) -> SlimLMConfig:
@@ -141,16 +112,18 @@ class OutOfTime(Exception):
 class Bench:
     """Rows measured so far, and where models and checkpoints are kept."""
 
-    def __init__(self, epochs: float, seed: int, minutes: float | None, work: Path) -> None:
+    def __init__(self, epochs: float, seed: int, minutes: float | None, work: Path, limit: int | None) -> None:
         self.training = LMTraining(**TRAINING, epochs=epochs, seed=seed)
         self.end = None if minutes is None else time.monotonic() + 60 * minutes
-        self.work = work / f"{epochs:g}-epochs-seed-{seed}"
-        self.rows: dict[str, dict[str, Any]] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
+        self.limit = limit
+        self.work = work / hashlib.blake2b(self.key("", "").encode(), digest_size=6).hexdigest()
+        self.file = self.work / ROWS.name if limit else ROWS
+        self.rows: dict[str, dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else {}
 
     def key(self, corpus: str, row: str) -> str:
         """What a row is kept under."""
         settings = {} if row == BASELINE else {**self.training.of_the_run(), "dropout": DROPOUT, "hidden": HIDDEN}
-        return json.dumps([corpus, row, VOCABULARY, settings])
+        return json.dumps([corpus, row, VOCABULARY, settings, *([self.limit] if self.limit else [])])
 
     def found(self, corpus: str, row: str) -> dict[str, Any] | None:
         """A row, if it was measured."""
@@ -159,9 +132,12 @@ class Bench:
     def keep(self, corpus: str, row: str, measured: dict[str, Any]) -> None:
         """Write a row down."""
         # Another process may have added rows meanwhile.
-        self.rows = {**(json.loads(ROWS.read_text()) if ROWS.exists() else {}), self.key(corpus, row): measured}
-        RESULTS.mkdir(exist_ok=True)
-        ROWS.write_text(json.dumps(self.rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        there = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.rows = {**there, self.key(corpus, row): measured}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.file.with_suffix(".partial")
+        partial.write_text(json.dumps(self.rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(self.file)
         print(f"{corpus}, {row}: valid {measured['valid']:.2f}, test {measured['test']:.2f}", flush=True)
 
     def folder(self, corpus: str, row: str) -> Path:
@@ -176,10 +152,8 @@ class Bench:
         measured = {part: model.perplexity(getattr(texts, part).ids) for part in ("valid", "test")}
         tokens = {part: len(getattr(texts, part).ids) for part in ("train", "valid", "test")}
         unknown = texts.test.unknown / tokens["test"]
-        self.keep(
-            corpus, BASELINE,
-            {**measured, "ngrams": len(model), "seconds": seconds, "tokens": tokens, "unknown": unknown},
-        )  # fmt: skip
+        measured |= {"ngrams": len(model), "seconds": seconds, "tokens": tokens}
+        self.keep(corpus, BASELINE, {**measured, "unknown": texts.test.unknown / tokens["test"]})
 
     def train(self, corpus: str, row: Row, texts: Corpus) -> None:
         """Train a row's model, or go on with it."""
@@ -188,11 +162,8 @@ class Bench:
 
         def tell(point: dict[str, Any]) -> None:
             if point["kind"] == "valid" or point["step"] % 250 == 0:
-                speed = f", {point['tokens_a_second']:,.0f} tokens/s" if "tokens_a_second" in point else ""
-                print(
-                    f"{corpus}, {row.name}: step {point['step']:,}, {point['seconds'] / 60:.1f} min, {point['kind']} "
-                    f"ppl {point['ppl']:.1f}{speed}", flush=True,
-                )  # fmt: skip
+                place = f"step {point['step']:,}, {point['seconds'] / 60:.1f} min"
+                print(f"{corpus}, {row.name}: {place}, {point['kind']} ppl {point['ppl']:.1f}", flush=True)
             if self.end is not None and time.monotonic() > self.end:
                 raise OutOfTime
 
@@ -208,6 +179,7 @@ class Bench:
             "best_step": trained.progress.best_step, "minutes": trained.progress.seconds / 60,
             "tokens_a_second": trained.progress.tokens_a_second, "threads": torch.get_num_threads(),
         })  # fmt: skip
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
     def speeds(self, corpus: str, names: list[str]) -> dict[str, dict[str, float]]:
         """Tokens a second that the models write, greedily, one text at a time, in turns."""
@@ -234,7 +206,7 @@ def table(bench: Bench, corpus: str, speeds: dict[str, dict[str, float]]) -> lis
         tokens = ", ".join(f"{part} {number:,}" for part, number in counted["tokens"].items())
         sizes = f"Tokens: {tokens}; {counted['unknown']:.1%} of the test text is `<unk>`."
     found = [
-        f"## {CORPORA[corpus]}", "", sizes, "",
+        f"## {CORPORA[corpus]}, the {VOCABULARY:,} most frequent words", "", sizes, "",
         "| model | width | parameters, M | MB on disk | valid ppl | test ppl | dense's test ppl / own "
         "| trained at, tokens/s | writes, tokens/s (low…high) |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -259,14 +231,14 @@ def table(bench: Bench, corpus: str, speeds: dict[str, dict[str, float]]) -> lis
 def checks_of(bench: Bench, corpus: str) -> list[dict[str, Any]]:
     """The claims that the rows at hand decide, on the test text."""
     ppl = {name: (bench.found(corpus, name) or {}).get("test") for name in (BASELINE, *MODELS)}
-    claims = (
+    asked_for = (
         (f"the {ORDER}-gram's perplexity over dense's", BASELINE, "dense", 1.05, True),
         ("slim 1/10's perplexity over dense's", "slim 1/10", "dense", 1.05, False),
         ("the dense model of its bytes over slim 1/10", "dense, bytes of slim 1/10", "slim 1/10", 1.02, True),
     )  # fmt: skip
     return [
         check(f"{corpus}: {what}", ppl[above] / ppl[below], asked, at_least)
-        for what, above, below, asked, at_least in claims
+        for what, above, below, asked, at_least in asked_for
         if ppl[above] is not None and ppl[below] is not None
     ]
 
@@ -292,6 +264,9 @@ def report(bench: Bench) -> None:
         f"greedily, {WRITTEN} tokens at a time, the models in turns, median of {ROUNDS}.",
         "",
     ]
+    if bench.limit:
+        print("\n".join([*text, *claims(checks)]))
+        return
     publish_checks(NAME, "Word language models with slim tables", checks, {"corpora": extra}, text)
 
 
@@ -304,19 +279,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, help="stop after so many; start again to go on")
     parser.add_argument("--work", type=Path, default=Path(cache_folder()).parent / NAME, help="models and checkpoints")
-    parser.add_argument("--list", action="store_true", help="say what is there and what is missing")
+    parser.add_argument("--limit", type=int, help="lines of each text, to try the program: nothing is published")
     asked = parser.parse_args()
-    bench = Bench(asked.epochs, asked.seed, asked.minutes, asked.work)
-    if asked.list:
-        for corpus in asked.corpora:
-            for name in asked.rows:
-                row = bench.found(corpus, name)
-                print(f"{corpus}, {name}: " + ("missing" if row is None else f"test {row['test']:.2f}"))
-        return
+    logging.disable_progress_bar()
+    bench = Bench(asked.epochs, asked.seed, asked.minutes, asked.work, asked.limit)
     try:
         for corpus in asked.corpora:
             missing = [name for name in asked.rows if bench.found(corpus, name) is None]
-            texts = read(corpus) if missing else None
+            texts = read(corpus, VOCABULARY, asked.limit) if missing else None
             for name in missing:
                 assert texts is not None
                 if name == BASELINE:
