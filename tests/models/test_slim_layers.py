@@ -126,7 +126,7 @@ def test_saving_keeps_the_codes_and_loading_checks_them():
     assert torch.equal(half.coded.codes(0), layer.coded.codes(0))
     damaged = {name: t.clone() for name, t in state.items()}
     damaged["coded.codes_0"].fill_(255)  # three bits of ones: word 7 of 0…6
-    with pytest.raises(CheckpointError, match="coded.codes_0 holds 7, a code outside the pool of 7 words"):
+    with pytest.raises(CheckpointError, match=r"coded\.codes_0 holds 7, a code outside the pool of 7 words"):
         other.load_state_dict(damaged)
 
 

@@ -104,7 +104,7 @@ class SlimLMConfig(PreTrainedConfig):
     def _check(self) -> None:
         positive: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("vocab_size", "embedding_size", "hidden_size", "num_layers", "loss_chunk", "loss_samples")
+            for name in ("vocab_size", "hidden_size", "embedding_size", "num_layers", "loss_chunk", "loss_samples")
         }
         if self.projection_size is not None:
             positive["projection_size"] = self.projection_size

@@ -59,7 +59,6 @@ class SlimLMForCausalLM(SlimLMPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        shift_labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -78,6 +77,8 @@ class SlimLMForCausalLM(SlimLMPreTrainedModel, GenerationMixin):
         :param return_logits: compute logits although labels were given (default: only without labels).
         :param num_items_in_batch: tokens to divide the summed loss by (Trainer's gradient accumulation).
         """
+        # not an argument of its own: Trainer would take it for a label that every batch must have
+        shift_labels: Tensor | None = kwargs.pop("shift_labels", None)
         body: Any = self.model(
             input_ids, state, attention_mask, inputs_embeds, use_cache, output_hidden_states, return_dict=True
         )

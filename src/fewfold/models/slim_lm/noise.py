@@ -46,17 +46,17 @@ class Noise:
 def sampled_softmax_loss(
     states: Tensor, own: Tensor, others: Tensor, labels: Tensor, drawn: Tensor, noise: Noise
 ) -> Tensor:
-    """Sum over tokens of the softmax loss among the label and the noise words (Jean et al., 2015).
+    """Sum over tokens of the softmax loss among the label and the noise words (Bengio and Senécal, 2008).
 
-    Every score is corrected by the log of how often its word is expected among the noise; noise that happens to be the
-    label is left out.
+    A noise word's score is corrected by the log of how often it is expected, so that the sum of exponentials estimates
+    the full softmax's; noise that happens to be the label is left out.
 
     :param states: ``(tokens, dim + 1)``, :func:`with_one`.
     :param own: ``(tokens, dim + 1)``, the labels' rows, with their biases as last column.
     :param others: ``(samples, dim + 1)``, the noise words' rows.
     :param drawn: ``(samples,)`` their ids.
     """
-    wanted, unwanted = _scores(states, own, others, labels, drawn, noise)
+    wanted, unwanted = _scores(states, own, others, drawn, noise)
     unwanted = unwanted.masked_fill(labels[:, None] == drawn, -torch.inf)
     return (torch.cat([wanted[:, None], unwanted], 1).logsumexp(1) - wanted).sum()
 
@@ -70,19 +70,16 @@ def nce_loss(
 
     :param log_normalizer: the constant that stands for every context's log Z.
     """
-    wanted, unwanted = _scores(states, own, others, labels, drawn, noise)
+    wanted, unwanted = _scores(states, own, others, drawn, noise)
+    wanted = wanted - (noise.log_probability(labels) + math.log(len(drawn))).to(wanted)
     return F.softplus(log_normalizer - wanted).sum() + F.softplus(unwanted - log_normalizer).sum()
 
 
-def _scores(
-    states: Tensor, own: Tensor, others: Tensor, labels: Tensor, drawn: Tensor, noise: Noise
-) -> tuple[Tensor, Tensor]:
-    """Scores less ``log(samples · P(word))``: of the labels ``(tokens,)`` and of the noise ``(tokens, samples)``."""
-    expected = math.log(len(drawn))
+def _scores(states: Tensor, own: Tensor, others: Tensor, drawn: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Scores of the labels ``(tokens,)``, and of the noise less ``log(samples · P(word))``, ``(tokens, samples)``."""
     wide = states.dtype if states.dtype == torch.float64 else torch.float32
-    wanted = (states * own).sum(-1).to(wide) - (noise.log_probability(labels) + expected).to(wide)
-    unwanted = (states @ others.t()).to(wide) - (noise.log_probability(drawn) + expected).to(wide)
-    return wanted, unwanted
+    expected = noise.log_probability(drawn) + math.log(len(drawn))
+    return (states * own).sum(-1).to(wide), (states @ others.t()).to(wide) - expected.to(wide)
 
 
 def with_one(states: Tensor) -> Tensor:
