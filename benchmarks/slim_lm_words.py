@@ -151,7 +151,6 @@ class Bench:
         seconds = time.perf_counter() - start
         measured = {part: model.perplexity(getattr(texts, part).ids) for part in ("valid", "test")}
         tokens = {part: len(getattr(texts, part).ids) for part in ("train", "valid", "test")}
-        unknown = texts.test.unknown / tokens["test"]
         measured |= {"ngrams": len(model), "seconds": seconds, "tokens": tokens}
         self.keep(corpus, BASELINE, {**measured, "unknown": texts.test.unknown / tokens["test"]})
 
@@ -250,10 +249,9 @@ def report(bench: Bench) -> None:
         measured = {name: row for name in (BASELINE, *MODELS) if (row := bench.found(corpus, name)) is not None}
         if not measured:
             continue
-        speeds = bench.speeds(corpus, [name for name in MODELS if name in measured])
-        text += table(bench, corpus, speeds)
+        extra[corpus] = {"rows": measured, "writes": bench.speeds(corpus, [row for row in MODELS if row in measured])}
+        text += table(bench, corpus, extra[corpus]["writes"])
         checks += checks_of(bench, corpus)
-        extra[corpus] = {"rows": measured, "writes": speeds}
     settings = bench.training
     text += [
         f"LSTM of {LAYERS} layers, {settings.epochs:g} epochs of {settings.batch} streams × {settings.bptt} tokens, "
