@@ -222,6 +222,10 @@ def _load(folder: Path) -> tuple[Any, Any]:
             if isinstance(error, fewfold.FewfoldError):
                 raise
             raise fewfold.TaskError(f"{folder} holds no language model: {error}") from error
+        except RuntimeError as error:
+            raise fewfold.CheckpointError(
+                f"{folder}: the weight file and config.json do not belong together, for shapes differ"
+            ) from error
         if torch.accelerator.is_available():
             model.to(torch.accelerator.current_accelerator())
         tokenizer = tokenizer_of(folder)

@@ -1,7 +1,9 @@
 import gzip
 import json
+import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fewfold.lm.training import LMTrainer
@@ -136,8 +138,6 @@ def test_errors_come_before_work(run, files, tmp_path, options, message):
 
 
 def test_models_that_do_not_fit(run, files, trained, encoder, tmp_path):
-    import shutil
-
     out, _ = trained
     assert "carries no state" in run("lm", "evaluate", encoder, files / "test.txt").err
     broken = tmp_path / "broken"
@@ -145,8 +145,24 @@ def test_models_that_do_not_fit(run, files, trained, encoder, tmp_path):
     config = json.loads((broken / "config.json").read_text())
     config["output_codes"]["words"] = 3
     (broken / "config.json").write_text(json.dumps(config))
-    assert run("lm", "evaluate", broken, files / "test.txt").code == 1
-    assert "Traceback" not in run("lm", "generate", broken).err
+    for result in (run("lm", "evaluate", broken, files / "test.txt"), run("lm", "generate", broken)):
+        assert result.code == 1
+        assert "do not belong together" in result.err
+
+
+def test_a_code_outside_of_its_pool(run, files, trained, tmp_path):
+    out, result = trained
+    assert result["model"]["output_codes"]["words"] < 8  # three bits, all of them set, point outside
+    broken = tmp_path / "broken"
+    shutil.copytree(out, broken)
+    tensors = load_file(broken / "model.safetensors")
+    (name,) = (name for name in tensors if name.startswith("lm_head") and "codes" in name)
+    tensors[name].fill_(-1 if tensors[name].is_signed() else 255)
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    result = run("lm", "evaluate", broken, files / "test.txt")
+    assert result.code == 1
+    assert "lm_head" in result.err
+    assert "7" in result.err
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "generate"])
