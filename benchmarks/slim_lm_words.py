@@ -47,7 +47,7 @@ from fewfold.models import SlimLMConfig, SlimLMForCausalLM
 NAME = "slim_lm_words"
 ROWS = RESULTS / f"{NAME}.rows.json"
 VOCABULARY, HIDDEN, LAYERS, POSITIONS, ORDER = 10_000, 256, 2, 8, 5
-TRAINING = {"batch": 20, "bptt": 35, "learning_rate": 4e-3, "clip": 0.5, "checkpoint_minutes": 2.0}
+TRAINING = {"batch": 20, "bptt": 35, "learning_rate": 2e-3, "clip": 0.5, "checkpoint_minutes": 2.0}
 DROPOUT = 0.2
 WRITTEN, ROUNDS, PROMPT = 100, 5, "the"
 
