@@ -45,7 +45,7 @@ class Clock:
         self.began = self.began or seconds
         self.seen, self.pace = seconds, 0.0
 
-    def fraction(self, step: int) -> float:
+    def fraction(self, step: float) -> float:
         """How far the run is after ``step`` steps, 0…1."""
         shares = [0.0]
         if self.steps is not None:

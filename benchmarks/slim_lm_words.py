@@ -1,0 +1,300 @@
+"""Word language models with slim tables against dense ones and a Kneser-Ney 5-gram, on two corpora.
+
+An LSTM of two layers of 256 on the 10,000 most frequent words of WikiText-2 and of a slice of novels. Every row takes
+the same steps over the same text with the same settings and seed:
+
+- a modified, interpolated Kneser-Ney 5-gram over the same words, `<eos>` and `<unk>` foretold like any other;
+- the dense LSTM, and the LSTM with a slim input table and output layer of 1/10 and of 1/50 of their numbers;
+- the LSTM with a slim input table of 1/50 alone;
+- dense LSTMs that are narrow enough to have the bytes of the slim ones.
+
+    python benchmarks/slim_lm_words.py [--corpora wikitext-2 novels] [--rows dense ...] [--epochs 4] [--minutes 60]
+
+Finished rows and trained models are kept, and a row that is stopped goes on from its last checkpoint: the program can
+be killed at any time and started again, with other rows too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import shutil
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, check, claims, publish_checks
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+from word_corpora import CORPORA, read
+
+from fewfold.calibration.cache import cache_folder
+from fewfold.lm.config import LMTraining
+from fewfold.lm.corpus import Corpus
+from fewfold.lm.generate import generate
+from fewfold.lm.kneser_ney import KneserNey
+from fewfold.lm.run import train_lm
+from fewfold.lm.saving import save_lm
+from fewfold.measure.disk import file_bytes
+from fewfold.measure.parameters import unique_parameters
+from fewfold.models import SlimLMConfig, SlimLMForCausalLM
+
+NAME = "slim_lm_words"
+ROWS = RESULTS / f"{NAME}.rows.json"
+VOCABULARY, HIDDEN, LAYERS, POSITIONS, ORDER = 10_000, 256, 2, 8, 5
+TRAINING = {"batch": 20, "bptt": 35, "learning_rate": 2e-3, "clip": 0.5, "checkpoint_minutes": 2.0}
+DROPOUT = 0.2
+WRITTEN, ROUNDS, PROMPT = 100, 5, "the"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender: how its tables are made.
+
+    :param slim: shares of the dense tables' numbers, of input and output; None for a dense one.
+    :param like: a row whose bytes a narrower dense model has.
+    """
+
+    name: str
+    slim: tuple[int | None, int | None] = (None, None)
+    like: str = ""
+
+
+MODELS = {
+    row.name: row
+    for row in (
+        Row("dense"),
+        Row("slim 1/10", (10, 10)),
+        Row("dense, bytes of slim 1/10", like="slim 1/10"),
+        Row("slim 1/50", (50, 50)),
+        Row("slim input 1/50", (50, None)),
+        Row("dense, bytes of slim 1/50", like="slim 1/50"),
+    )
+}
+BASELINE = f"Kneser-Ney {ORDER}-gram"
+
+
+def config_of(row: Row) -> SlimLMConfig:
+    """The model of a row."""
+    hidden = width_like(MODELS[row.like]) if row.like else HIDDEN
+    codes = [
+        None if share is None else {"positions": POSITIONS, "ratio": share, "seed": seed}
+        for seed, share in enumerate(row.slim)
+    ]
+    return SlimLMConfig(
+        vocab_size=VOCABULARY, hidden_size=hidden, num_layers=LAYERS, input_codes=codes[0], output_codes=codes[1],
+        input_dropout=DROPOUT, hidden_dropout=DROPOUT, output_dropout=DROPOUT, eos_token_id=1,
+    )  # fmt: skip
+
+
+def width_like(row: Row) -> int:
+    """The widest dense model that is no larger than a slim one, codes counted: 4 bytes a number."""
+    slim = config_of(row)
+    numbers = unique_parameters(SlimLMForCausalLM(slim))
+    for share in (slim.input_codes, slim.output_codes):
+        bits = (share["words"] - 1).bit_length()
+        numbers += VOCABULARY * POSITIONS * bits / 32
+    width = 1
+    while 2 * VOCABULARY * (width + 1) + VOCABULARY + LAYERS * (8 * (width + 1) ** 2 + 4 * (width + 1)) <= numbers:
+        width += 1
+    return width
+
+
+class OutOfTime(Exception):
+    """The minutes that were asked for are over."""
+
+
+class Bench:
+    """Rows measured so far, and where models and checkpoints are kept."""
+
+    def __init__(self, epochs: float, seed: int, minutes: float | None, work: Path, limit: int | None) -> None:
+        self.training = LMTraining(**TRAINING, epochs=epochs, seed=seed)
+        self.end = None if minutes is None else time.monotonic() + 60 * minutes
+        self.limit = limit
+        self.work = work / hashlib.blake2b(self.key("", "").encode(), digest_size=6).hexdigest()
+        self.file = self.work / ROWS.name if limit else ROWS
+        self.rows: dict[str, dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else {}
+
+    def key(self, corpus: str, row: str) -> str:
+        """What a row is kept under."""
+        settings = {} if row == BASELINE else {**self.training.of_the_run(), "dropout": DROPOUT, "hidden": HIDDEN}
+        return json.dumps([corpus, row, VOCABULARY, settings, *([self.limit] if self.limit else [])])
+
+    def found(self, corpus: str, row: str) -> dict[str, Any] | None:
+        """A row, if it was measured."""
+        return self.rows.get(self.key(corpus, row))
+
+    def keep(self, corpus: str, row: str, measured: dict[str, Any]) -> None:
+        """Write a row down."""
+        # Another process may have added rows meanwhile.
+        there = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.rows = {**there, self.key(corpus, row): measured}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.file.with_suffix(".partial")
+        partial.write_text(json.dumps(self.rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(self.file)
+        print(f"{corpus}, {row}: valid {measured['valid']:.2f}, test {measured['test']:.2f}", flush=True)
+
+    def folder(self, corpus: str, row: str) -> Path:
+        """Where a trained model lies."""
+        return self.work / corpus / re.sub(r"\W+", "-", row)
+
+    def baseline(self, corpus: str, texts: Corpus) -> None:
+        """Count n-grams."""
+        start = time.perf_counter()
+        model = KneserNey(texts.train.ids, VOCABULARY, texts.boundary, ORDER)
+        seconds = time.perf_counter() - start
+        measured = {part: model.perplexity(getattr(texts, part).ids) for part in ("valid", "test")}
+        tokens = {part: len(getattr(texts, part).ids) for part in ("train", "valid", "test")}
+        measured |= {"ngrams": len(model), "seconds": seconds, "tokens": tokens}
+        self.keep(corpus, BASELINE, {**measured, "unknown": texts.test.unknown / tokens["test"]})
+
+    def train(self, corpus: str, row: Row, texts: Corpus) -> None:
+        """Train a row's model, or go on with it."""
+        folder = self.folder(corpus, row.name)
+        checkpoints = folder.with_name(f"{folder.name}.checkpoints")
+
+        def tell(point: dict[str, Any]) -> None:
+            if point["kind"] == "valid" or point["step"] % 250 == 0:
+                place = f"step {point['step']:,}, {point['seconds'] / 60:.1f} min"
+                print(f"{corpus}, {row.name}: {place}, {point['kind']} ppl {point['ppl']:.1f}", flush=True)
+            if self.end is not None and time.monotonic() > self.end:
+                raise OutOfTime
+
+        trained = train_lm(config_of(row), texts, self.training, checkpoints=checkpoints, tell=tell)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        save_lm(trained, texts.tokenizer, folder)
+        assert trained.valid is not None
+        assert trained.test is not None
+        self.keep(corpus, row.name, {
+            "valid": trained.valid.perplexity, "test": trained.test.perplexity,
+            "parameters": unique_parameters(trained.model),
+            "bytes": file_bytes(folder), "hidden": trained.model.config.hidden_size, "steps": trained.progress.step,
+            "best_step": trained.progress.best_step, "minutes": trained.progress.seconds / 60,
+            "tokens_a_second": trained.progress.tokens_a_second, "threads": torch.get_num_threads(),
+        })  # fmt: skip
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+    def speeds(self, corpus: str, names: list[str]) -> dict[str, dict[str, float]]:
+        """Tokens a second that the models write, greedily, one text at a time, in turns."""
+        folders = {name: folder for name in names if (folder := self.folder(corpus, name)).is_dir()}
+        models = {name: AutoModelForCausalLM.from_pretrained(folder) for name, folder in folders.items()}
+        tokenizers = {name: AutoTokenizer.from_pretrained(folder) for name, folder in folders.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in models}
+        for number in range(ROUNDS + 1):
+            for name, model in models.items():
+                taken = generate(model, tokenizers[name], PROMPT, WRITTEN, temperature=0)[1]
+                if number:  # the first round warms up
+                    seconds[name].append(taken)
+        return {
+            name: {"median": 1 / statistics.median(s), "low": 1 / max(s), "high": 1 / min(s)}
+            for name, s in seconds.items()
+        }
+
+
+def table(bench: Bench, corpus: str, speeds: dict[str, dict[str, float]]) -> list[str]:
+    """A corpus's rows as they are now."""
+    dense, counted = bench.found(corpus, "dense"), bench.found(corpus, BASELINE)
+    sizes = ""
+    if counted is not None:
+        tokens = ", ".join(f"{part} {number:,}" for part, number in counted["tokens"].items())
+        sizes = f"Tokens: {tokens}; {counted['unknown']:.1%} of the test text is `<unk>`."
+    found = [
+        f"## {CORPORA[corpus]}, the {VOCABULARY:,} most frequent words", "", sizes, "",
+        "| model | width | parameters, M | MB on disk | valid ppl | test ppl | dense's test ppl / own "
+        "| trained at, tokens/s | writes, tokens/s (low…high) |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    for name in (BASELINE, *MODELS):
+        row = bench.found(corpus, name)
+        if row is None:
+            continue
+        against = "" if dense is None else f"{dense['test'] / row['test']:.3f}"
+        if name == BASELINE:
+            sizes = f"– | {row['ngrams'] / 1e6:.2f} M n-grams | –"
+            speed = "– | –"
+        else:
+            sizes = f"{row['hidden']} | {row['parameters'] / 1e6:.2f} | {row['bytes'] / 1e6:.2f}"
+            wrote = speeds.get(name)
+            shown = "–" if wrote is None else f"{wrote['median']:,.0f} ({wrote['low']:,.0f}…{wrote['high']:,.0f})"
+            speed = f"{row['tokens_a_second']:,.0f} | {shown}"
+        found.append(f"| {name} | {sizes} | {row['valid']:.2f} | {row['test']:.2f} | {against} | {speed} |")
+    return [*found, ""]
+
+
+def checks_of(bench: Bench, corpus: str) -> list[dict[str, Any]]:
+    """The claims that the rows at hand decide, on the test text."""
+    ppl = {name: (bench.found(corpus, name) or {}).get("test") for name in (BASELINE, *MODELS)}
+    asked_for = (
+        (f"the {ORDER}-gram's perplexity over dense's", BASELINE, "dense", 1.05, True),
+        ("slim 1/10's perplexity over dense's", "slim 1/10", "dense", 1.05, False),
+        ("the dense model of its bytes over slim 1/10", "dense, bytes of slim 1/10", "slim 1/10", 1.02, True),
+    )  # fmt: skip
+    return [
+        check(f"{corpus}: {what}", ppl[above] / ppl[below], asked, at_least)
+        for what, above, below, asked, at_least in asked_for
+        if ppl[above] is not None and ppl[below] is not None
+    ]
+
+
+def report(bench: Bench) -> None:
+    """Measure the speed of writing, draw tables and claims."""
+    text, checks, extra = [], [], {}
+    for corpus in CORPORA:
+        measured = {name: row for name in (BASELINE, *MODELS) if (row := bench.found(corpus, name)) is not None}
+        if not measured:
+            continue
+        extra[corpus] = {"rows": measured, "writes": bench.speeds(corpus, [row for row in MODELS if row in measured])}
+        text += table(bench, corpus, extra[corpus]["writes"])
+        checks += checks_of(bench, corpus)
+    settings = bench.training
+    text += [
+        f"LSTM of {LAYERS} layers, {settings.epochs:g} epochs of {settings.batch} streams × {settings.bptt} tokens, "
+        f"{settings.optimizer} with a peak rate of {settings.learning_rate:g}, {settings.schedule} schedule, dropout "
+        f"{DROPOUT}, gradients cut to a norm of {settings.clip}, seed {settings.seed}: the same for every row. Slim "
+        f"tables have {POSITIONS} sub-vectors a word; codes count in the bytes. The best weights on the valid text are "
+        "judged, the state carried through each text. Training speed is that of the row's own run; texts are written "
+        f"greedily, {WRITTEN} tokens at a time, the models in turns, median of {ROUNDS}.",
+        "",
+    ]
+    if bench.limit:
+        print("\n".join([*text, *claims(checks)]))
+        return
+    publish_checks(NAME, "Word language models with slim tables", checks, {"corpora": extra}, text)
+
+
+def main() -> None:
+    """Measure the rows that are missing, then draw the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--corpora", nargs="+", choices=list(CORPORA), default=list(CORPORA))
+    parser.add_argument("--rows", nargs="+", choices=[BASELINE, *MODELS], default=[BASELINE, *MODELS])
+    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, help="stop after so many; start again to go on")
+    parser.add_argument("--work", type=Path, default=Path(cache_folder()).parent / NAME, help="models and checkpoints")
+    parser.add_argument("--limit", type=int, help="lines of each text, to try the program: nothing is published")
+    asked = parser.parse_args()
+    logging.disable_progress_bar()
+    bench = Bench(asked.epochs, asked.seed, asked.minutes, asked.work, asked.limit)
+    try:
+        for corpus in asked.corpora:
+            missing = [name for name in asked.rows if bench.found(corpus, name) is None]
+            texts = read(corpus, VOCABULARY, asked.limit) if missing else None
+            for name in missing:
+                assert texts is not None
+                if name == BASELINE:
+                    bench.baseline(corpus, texts)
+                else:
+                    bench.train(corpus, MODELS[name], texts)
+    except OutOfTime:
+        print("the minutes are over; start again to go on", flush=True)
+    report(bench)
+
+
+if __name__ == "__main__":
+    main()
