@@ -28,6 +28,7 @@ from fewfold.errors import (
 )
 from fewfold.methods.dense.config import Dense
 from fewfold.methods.embedding_autoencoder.config import EmbeddingAutoencoder
+from fewfold.methods.embedding_sharing.config import EmbeddingSharing
 from fewfold.methods.low_rank.config import LowRank
 from fewfold.methods.shared_factors.config import SharedFactors
 from fewfold.methods.subvector_codes.config import SubvectorCodes
@@ -48,6 +49,7 @@ __all__ = [
     "DistillConfig",
     "DistillError",
     "EmbeddingAutoencoder",
+    "EmbeddingSharing",
     "FewfoldError",
     "LowRank",
     "Recipe",

@@ -11,17 +11,19 @@ from fewfold.errors import TargetError
 from fewfold.surgery.replace import restore_modules
 
 
-def densify(model: nn.Module) -> Any:
+def densify(model: nn.Module, *, share: bool = False) -> Any:
     """Turn a compressed model into a plain one with equal outputs, in place.
 
     It loads without fewfold, and is as large as before compression.
 
+    :param share: layers whose weights are one carved weight keep one tensor in common: for running in little memory.
+        transformers does not save such a model; densify without it for that.
     :return: ``model``.
     :raises TargetError: if the model is not compressed.
     """
     if structure_of(model) is None:
         raise TargetError(f"this {type(model).__name__} is not compressed by fewfold: there is nothing to densify")
-    restore_modules(model)
+    restore_modules(model, share)
     config = getattr(model, "config", None)
     if config is not None:
         config.__dict__.pop("quantization_config", None)
