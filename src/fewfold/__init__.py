@@ -34,11 +34,13 @@ from fewfold.methods.shared_factors.config import SharedFactors
 from fewfold.methods.subvector_codes.config import SubvectorCodes
 from fewfold.methods.tensor_train.config import TensorTrain
 from fewfold.methods.tucker.config import Tucker
+from fewfold.models.sharebert.registration import register_config as _register_sharebert
 from fewfold.recipe import Recipe
 from fewfold.stored import pack, unpack
 from fewfold.summary import summary
 
 _install()
+_register_sharebert()
 
 __all__ = [
     "Budget",

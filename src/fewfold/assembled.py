@@ -27,16 +27,18 @@ def placeholder(rows: int) -> Tensor:
     return torch.empty(rows, 0)
 
 
-def must_be_called(child: nn.Module) -> bool:
+def must_be_called(child: nn.Module, hooks: bool = True) -> bool:
     """Whether a stored child's effect is more than its matrix, so that it has to be called.
 
     True for adapters (PEFT's layers), modules of other quantizers, tensor subclasses as weights, and anything with
     forward hooks or a replaced forward (offloading).
+
+    :param hooks: whether forward hooks count; on a table that is looked up too, they may be about look-ups only.
     """
     kind = type(child)
     if kind not in _PLAIN and not kind.__module__.startswith("fewfold."):
         return True
-    if child._forward_hooks or child._forward_pre_hooks or "forward" in child.__dict__:
+    if (hooks and (child._forward_hooks or child._forward_pre_hooks)) or "forward" in child.__dict__:
         return True
     weight = child._parameters.get("weight")
     return weight is not None and hasattr(weight, "__tensor_flatten__")

@@ -49,7 +49,11 @@ class Fitter:
         """Modules with fresh weights, for training from scratch."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            return [pair for choice in track(choices, "building") for pair in self._empty(choice)]
+            pairs = [pair for choice in track(choices, "building") for pair in self._empty(choice)]
+        modules = [module for _, module in pairs]
+        for owner in (*modules, *stores_behind(modules)):
+            round_leaves(owner)
+        return pairs
 
     def at_once(self, choices: Sequence[Choice]) -> list[Replacement]:
         """Fit every choice on the dense model's inputs."""

@@ -56,6 +56,5 @@ def tensor_of(module: nn.Module) -> Tensor:
 def relink(module: nn.Module) -> nn.Module:
     """After a recurrent module's parameters were changed from outside: what it holds beside them."""
     if isinstance(module, nn.RNNBase):
-        module.__dict__.pop("_flat_weight_refs", None)
-        module.__dict__["_flat_weights"] = [getattr(module, name) for name in module._flat_weights_names]
+        module._init_flat_weights()
     return module

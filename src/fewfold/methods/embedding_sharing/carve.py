@@ -28,7 +28,7 @@ class _Expand(torch.autograd.Function):
     def forward(
         ctx: Any, table: Tensor, projection: Tensor, bias: Tensor | None, dtype: torch.dtype, spent: Callable[[], None]
     ) -> Tensor:
-        ctx.held, ctx.dtype, ctx.spent = (table, projection, bias), dtype, spent
+        ctx.held, ctx.spent = (table, projection, bias), spent
         ctx.versions = [_version(tensor) for tensor in (table, projection)]
         with torch.autocast(table.device.type, enabled=False):
             return _expanded(table, projection, bias, dtype)
@@ -44,12 +44,13 @@ class _Expand(torch.autograd.Function):
         (grad,), needs = grads, ctx.needs_input_grad
         of_table = of_projection = of_bias = None
         with torch.autocast(grad.device.type, enabled=False):
+            grad = grad.to(table.dtype)  # the slots' contributions are summed: autocast's dtype is too coarse
             if needs[0]:
-                of_table = (grad @ projection.to(ctx.dtype)).to(table.dtype)
+                of_table = grad @ projection.to(grad.dtype)
             if needs[1]:
-                of_projection = (grad.t() @ table.to(ctx.dtype)).to(projection.dtype)
+                of_projection = grad.t() @ table
             if bias is not None and needs[2]:
-                of_bias = grad.sum(0).to(bias.dtype)
+                of_bias = grad.sum(0)
         ctx.spent()
         return of_table, of_projection, of_bias, None, None
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fewfold.assembled import AssembledEmbedding, AssembledLinear, RunningForm
 from fewfold.errors import TargetError
-from fewfold.methods.embedding_sharing.store import CarvingStore
+from fewfold.methods.embedding_sharing.store import CarvingStore, stored_matrix
 from fewfold.methods.factors import matrix_of
 
 Head = Literal["rows", "factored"]
@@ -121,15 +121,15 @@ class CarvedTable(AssembledEmbedding):
         """``(…, dim)`` to ``(…, vocab)``."""
         if self.down is None:
             return super().attend(hidden_states)
-        return F.linear(self.down(hidden_states), matrix_of(self.store.table))
+        return F.linear(self.down(hidden_states), stored_matrix(self.store.table))
 
     def assembled_weight(self) -> Tensor:
         """All rows, ``(vocab, dim)``."""
-        return self._widened(matrix_of(self.store.table))
+        return self._widened(stored_matrix(self.store.table))
 
     def head_weight(self) -> Tensor | None:
         """What tied heads multiply by, ``(vocab, dim)``, where it is not the rows."""
-        return None if self.down is None else matrix_of(self.store.table) @ matrix_of(self.down)
+        return None if self.down is None else stored_matrix(self.store.table) @ matrix_of(self.down)
 
     def _widened(self, rows: Tensor) -> Tensor:
         for step in (self.before, self.up, self.after):

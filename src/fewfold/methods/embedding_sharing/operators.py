@@ -42,10 +42,10 @@ class CarvedOperator(Assembled):
             expect_shape(store, slots[name], shape)
         self.slots = dict(slots)
         self._store: tuple[CarvingStore, ...] = (store,)
-        self._shell: tuple[nn.Module, ...] = (shell,)
         for name, value in shell.named_parameters():
             if name not in shapes:
                 self.register_parameter(name, nn.Parameter(torch.zeros(value.shape)))
+        self._shell: tuple[nn.Module, ...] = (shell,)
 
     @property
     def store(self) -> CarvingStore:

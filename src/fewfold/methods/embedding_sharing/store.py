@@ -17,7 +17,7 @@ from fewfold.methods.embedding_sharing.carve import carve, carving_dtype
 from fewfold.methods.embedding_sharing.slots import Slot
 from fewfold.methods.factors import matrix_of, resized
 from fewfold.store import Store
-from fewfold.stored import StoredDtype, make_embedding, make_linear
+from fewfold.stored import StoredDtype, StoredEmbedding, StoredLinear, make_embedding, make_linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,13 +135,13 @@ class CarvingStore(Store):
             del self._carved[other]
 
     def _carve(self, name: str, spent: Any) -> Tensor:
-        table = _matrix(self.table)
+        table = stored_matrix(self.table)
         if table.shape[0] != self.vocab_rows:
             table = table[: self.vocab_rows]
         if self.expansion is None:
             return carve(self.slots[name], table, spent=spent)
         bias = getattr(getattr(self.expansion, "base_layer", self.expansion), "bias", None)
-        return carve(self.slots[name], table, _matrix(self.expansion), bias, spent)
+        return carve(self.slots[name], table, stored_matrix(self.expansion), bias, spent)
 
     def _key(self) -> tuple[Any, ...] | None:
         """What changes with the carved weights; None where nothing may be kept: traces, adapters, hooks."""
@@ -203,9 +203,13 @@ class CarvingStore(Store):
 def _called(leaf: nn.Module) -> bool:
     if isinstance(leaf, Assembled):
         return any(must_be_called(held) for held in leaf.leaves())
-    return must_be_called(leaf)
+    return must_be_called(leaf, hooks=False)
 
 
-def _matrix(leaf: nn.Module) -> Tensor:
-    """A leaf's matrix, also where the leaf is compressed itself."""
-    return leaf.assembled_weight() if isinstance(leaf, Assembled) else matrix_of(leaf)
+def stored_matrix(leaf: nn.Module) -> Tensor:
+    """A leaf's matrix, also where the leaf is compressed itself, or has hooks for its look-ups."""
+    if isinstance(leaf, Assembled):
+        return leaf.assembled_weight()
+    if _called(leaf):
+        return matrix_of(leaf)
+    return leaf.matrix() if isinstance(leaf, StoredLinear | StoredEmbedding) else leaf.weight  # type: ignore[return-value]
