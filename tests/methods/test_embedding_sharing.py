@@ -329,6 +329,15 @@ def test_layers_of_a_recurrent_module_share_by_shape():
     np.testing.assert_allclose(weight, np.reshape(numbers, (40, 10)), atol=1e-6)
 
 
+def test_projected_lstms_are_refused_by_name():
+    model = Tagger(nn.LSTM)
+    model.rnn = nn.LSTM(12, 10, proj_size=5, batch_first=True)
+    with pytest.raises(TargetError, match="rnn cannot be replaced: its outputs are projected"):
+        fewfold.compress(model, EmbeddingSharing(targets=["embed", "rnn"]), fit=False)
+    fewfold.compress(model, EmbeddingSharing(), fit=False)
+    assert type(model.rnn) is nn.LSTM
+
+
 def test_other_methods_leave_operators_alone():
     model = Tagger(nn.LSTM)
     fewfold.compress(model, fewfold.Dense(targets="all", stored_dtype="fp32"))

@@ -93,7 +93,8 @@ class ShareBertConfig(PretrainedConfig):
         self.mlm_head, self.sparse_prediction, self.bias_init = mlm_head, sparse_prediction, bias_init
         self.classifier_dropout, self.materialized = classifier_dropout, materialized
         kwargs["tie_word_embeddings"] = mlm_head == "factored"
-        super().__init__(pad_token_id=pad_token_id, **kwargs)
+        kwargs["pad_token_id"] = pad_token_id
+        super().__init__(**kwargs)
         self._check()
         _register_models()
 

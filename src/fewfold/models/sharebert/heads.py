@@ -74,7 +74,7 @@ class ShareBertForMaskedLM(_WithHead):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Put another decoder there."""
-        self.predictions.decoder = new_embeddings
+        self.predictions.add_module("decoder", new_embeddings)
 
     def forward(self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> Any:
         """Logits ``(batch, length, vocab)`` and, given labels, the mean cross-entropy.
@@ -102,8 +102,8 @@ class ShareBertForSequenceClassification(_WithHead):
 
     def add_head(self, config: ShareBertConfig) -> None:
         """The classifier."""
-        self.num_labels = config.num_labels
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.num_labels = config.num_labels or 2
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
 
     def forward(self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> Any:
         """Logits ``(batch, labels)`` and, given labels, the loss of ``config.problem_type`` (None: from the labels)."""
@@ -135,8 +135,8 @@ class ShareBertForTokenClassification(_WithHead):
 
     def add_head(self, config: ShareBertConfig) -> None:
         """The classifier."""
-        self.num_labels = config.num_labels
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.num_labels = config.num_labels or 2
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
 
     def forward(self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> Any:
         """Logits ``(batch, length, labels)`` and, given labels, the mean cross-entropy."""
@@ -171,15 +171,15 @@ class ShareBertForQuestionAnswering(_WithHead):
         start, end = (side.squeeze(-1) for side in self.qa_outputs(output.last_hidden_state).split(1, dim=-1))
         loss = None
         if start_positions is not None and end_positions is not None:
-            length = start.shape[1]
-            sides = ((start, start_positions), (end, end_positions))
-            loss = sum(
-                F.cross_entropy(logits, places.flatten().clamp(0, length), ignore_index=length)
-                for logits, places in sides
-            )
-            loss = loss / 2
+            loss = (_place_loss(start, start_positions) + _place_loss(end, end_positions)) / 2
         result = QuestionAnsweringModelOutput(
             loss=loss, start_logits=start, end_logits=end, hidden_states=output.hidden_states,
             attentions=output.attentions,
         )  # fmt: skip
         return result.to_tuple() if plain else result
+
+
+def _place_loss(logits: Tensor, places: Tensor) -> Tensor:
+    """Cross-entropy of the right places ``(batch,)``; those outside of the text are left out."""
+    length = logits.shape[1]
+    return F.cross_entropy(logits, places.flatten().clamp(0, length), ignore_index=length)

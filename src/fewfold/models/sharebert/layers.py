@@ -42,6 +42,11 @@ def make_map(config: ShareBertConfig, store: CarvingStore | None, slot: str) -> 
 class ShareBertAttention(nn.Module):
     """Self-attention; scores are divided by head size to ``attention_scale_power``."""
 
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    output: nn.Module
+
     def __init__(self, config: ShareBertConfig, store: CarvingStore | None, layer: int) -> None:
         super().__init__()
         self.heads = config.num_attention_heads
