@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from fewfold.assembled import Assembled, AssembledEmbedding, AssembledLinear
 from fewfold.errors import TargetError
 from fewfold.surgery.layouts import FusedLinear, FusedParts, Part, fused_parts
+from fewfold.surgery.refusals import embedding_scale, refusal_of
 from fewfold.surgery.ties import Tie, find_ties
 
 Kind = Literal["linear", "embedding", "conv", "recurrent"]
@@ -21,7 +22,6 @@ OPERATORS = ("conv", "recurrent")  # only found when asked for: few methods serv
 
 BODY = ("linear", "embedding", *OPERATORS)
 _HEAD_WORDS = {"pooler", "classifier", "lm_head", "score", "qa_outputs", "router", "cls"}
-_PLAIN_LINEARS = {"FalconLinear"}  # a forward of its own that is x·Wᵀ + b too
 
 
 @dataclass(frozen=True)
@@ -85,36 +85,9 @@ class Target:
         return f"{words}[{self.part.name}]" if self.part else words
 
 
-def _embedding_scale(module: nn.Embedding) -> float | None:
-    """The factor a scaled embedding multiplies with; None where its forward is something else."""
-    if type(module).forward is nn.Embedding.forward:
-        return 1.0
-    scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
-    return float(scale) if isinstance(scale, int | float) else None
-
-
-def _is_plain(kind: type[nn.Linear]) -> bool:
-    """Whether a linear layer computes x·Wᵀ + b, in ``nn.Linear``'s way or in one that is known."""
-    known = kind.__name__ in _PLAIN_LINEARS and kind.__module__.startswith("transformers.")
-    return known or kind.forward is nn.Linear.forward
-
-
-def _refusal(module: nn.Module, parent: nn.Module | None) -> str | None:
-    if isinstance(parent, nn.MultiheadAttention):
-        return "nn.MultiheadAttention reads this weight instead of calling the module"
-    if isinstance(module, nn.Linear) and not _is_plain(type(module)):
-        return f"{type(module).__name__} computes something else than x·Wᵀ + b"
-    if isinstance(module, nn.Embedding):
-        if module.max_norm is not None:
-            return "the embedding renormalises its rows (max_norm)"
-        if _embedding_scale(module) is None:
-            return f"{type(module).__name__} computes something else than a look-up times a constant"
-    return None
-
-
 def _describe(name: str, module: nn.Module, parent: nn.Module | None) -> Target | None:
     """The target that a module is, if it is one."""
-    refusal = _refusal(module, parent)
+    refusal = refusal_of(module, parent)
     if isinstance(module, AssembledLinear):
         return Target(
             name, name, "linear", module.out_features, module.in_features, bias=module.bias is not None,
@@ -139,7 +112,7 @@ def _describe(name: str, module: nn.Module, parent: nn.Module | None) -> Target 
         return Target(name, name, "linear", rows, columns, bias=True, transposed=True, refusal=refusal)
     if isinstance(module, nn.Embedding):
         rows, columns = module.weight.shape
-        scale = _embedding_scale(module)
+        scale = embedding_scale(module)
         return Target(
             name, name, "embedding", rows, columns, scale=1.0 if scale is None else scale,
             padding_idx=module.padding_idx, refusal=refusal,

@@ -53,7 +53,7 @@ class EmbeddingSharingMethod(Method):
             raise RecipeError(
                 f"this {type(model).__name__} came from {source!r}, and EmbeddingSharing would lose its weights, as "
                 f"that of {unit.targets[1].name}. Pass EmbeddingSharing(from_scratch=True) if they are to be lost, or "
-                "make a fresh model with from_config"
+                "if only the config came from there"
             )
         for target in unit.targets:
             if isinstance(model.get_submodule(target.module), Assembled):
