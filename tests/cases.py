@@ -22,6 +22,7 @@ import fewfold
 from fewfold import (
     Dense,
     EmbeddingAutoencoder,
+    EmbeddingSharing,
     LowRank,
     SharedBasis,
     SharedFactors,
@@ -53,6 +54,7 @@ class MethodCase:
     :param tables: whether it replaces embeddings.
     :param linears: whether it replaces linear maps.
     :param rounded: whether saving rounds some of its numbers in every stored dtype.
+    :param scratch: whether it only serves training from scratch: it has no full size, and no row of a table goes.
     """
 
     config: type
@@ -64,6 +66,7 @@ class MethodCase:
     tables: bool = True
     linears: bool = True
     rounded: bool = False
+    scratch: bool = False
 
 
 def _low_rank_weight(record: TargetRecord, tensors: dict[str, np.ndarray]) -> np.ndarray:
@@ -191,6 +194,30 @@ def _train_weight(
     return _join(record, slices)
 
 
+def _carved_parameters(store: StoreRecord) -> int:
+    shape = store.settings
+    return (shape["rows"] + shape["columns"]) * shape["width"] + shape["columns"] * shape["bias"]
+
+
+def _normed(rows: np.ndarray, tensors: dict[str, np.ndarray], name: str) -> np.ndarray:
+    centred = rows - rows.mean(1, keepdims=True)
+    centred /= np.sqrt(centred.var(1, keepdims=True) + 1e-5)
+    return centred * tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
+
+
+def _carved_weight(
+    record: TargetRecord, tensors: dict[str, np.ndarray], store: StoreRecord, shared: dict[str, np.ndarray]
+) -> np.ndarray:
+    table = shared["table.weight"]
+    if record.kind == "embedding":
+        rows = _normed(table, tensors, "before") @ tensors["up.weight"].T + tensors["up.bias"]
+        return _normed(rows, tensors, "after")
+    whole = table[: store.settings["vocab_rows"]] @ shared["expansion.weight"].T + shared["expansion.bias"]
+    ((shape, first, width),) = (slot[1:] for slot in store.settings["slots"] if slot[0] == record.settings["slot"])
+    numbers = [whole[k // width, first + k % width] for k in range(int(np.prod(shape)))]
+    return np.array(numbers).reshape(shape).T
+
+
 def _each(values: Callable[[Any], dict[str, Any]]) -> Callable[[list[Any]], dict[str, dict[str, Any]]]:
     return lambda targets: {target.name: found for target in targets if (found := values(target))}
 
@@ -261,6 +288,15 @@ METHODS: dict[str, MethodCase] = {
         assemble=_coded_weight,
         rounded=True,
     ),
+    "embedding_sharing": MethodCase(
+        EmbeddingSharing,
+        full=lambda targets: {},
+        small={"factor_size": 6, "share": 2, "init_std": 0.3},
+        parameters=lambda record: (6 + 3) * record.columns + 2 * 6 if record.kind == "embedding" else 0,
+        assemble=_carved_weight,
+        store_parameters=_carved_parameters,
+        scratch=True,
+    ),
     "dense": MethodCase(
         Dense,
         full=_each(lambda target: {}),
@@ -278,7 +314,8 @@ def _full_train_rank(group: Any) -> int:
 
 def serves(name: str, method: str) -> bool:
     """Whether a tiny model has weights that a method replaces."""
-    return METHODS[method].linears or MODELS[name].kind != "image"
+    case = METHODS[method]
+    return (case.linears and not case.scratch) or MODELS[name].kind != "image"
 
 
 def targets_of(name: str, method: str) -> list[str]:
@@ -297,8 +334,10 @@ def targets_of(name: str, method: str) -> list[str]:
 
 
 def full_config(name: str, method: str, model: Any) -> Any:
-    """The config under which ``method`` loses nothing on ``model``."""
+    """The config under which ``method`` loses nothing on ``model``; of a method without one, a small config."""
     case = METHODS[method]
+    if case.scratch:
+        return small_config(name, method, "fp32")
     targets = [part for target in find_targets(model) for part in split_fused(model, target)]
     if case.config.model_fields["fused"].default == "whole":
         targets = find_targets(model)
@@ -319,7 +358,7 @@ def small_config(name: str, method: str, stored: str) -> Any:
 
 def compressed(name: str, method: str, stored: str) -> Any:
     """A freshly compressed tiny model."""
-    return fewfold.compress(make(name), small_config(name, method, stored))
+    return fewfold.compress(make(name), small_config(name, method, stored), fit=not METHODS[method].scratch)
 
 
 @cache

@@ -29,6 +29,7 @@ from fewfold.errors import (
 )
 from fewfold.methods.dense.config import Dense
 from fewfold.methods.embedding_autoencoder.config import EmbeddingAutoencoder
+from fewfold.methods.embedding_sharing.config import EmbeddingSharing
 from fewfold.methods.low_rank.config import LowRank
 from fewfold.methods.shared_basis.config import SharedBasis
 from fewfold.methods.shared_factors.config import SharedFactors
@@ -52,6 +53,7 @@ __all__ = [
     "DistillConfig",
     "DistillError",
     "EmbeddingAutoencoder",
+    "EmbeddingSharing",
     "FewfoldError",
     "LowRank",
     "ModelError",

@@ -19,7 +19,7 @@ Form = Literal["auto", "chained", "folded", "rebuilt"]
 RunningForm = Literal["chained", "folded", "rebuilt"]
 
 
-_PLAIN = (nn.Linear, nn.Embedding, nn.ModuleList, nn.ModuleDict)
+_PLAIN = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.ModuleList, nn.ModuleDict)
 
 
 def placeholder(rows: int) -> Tensor:
@@ -27,16 +27,18 @@ def placeholder(rows: int) -> Tensor:
     return torch.empty(rows, 0)
 
 
-def must_be_called(child: nn.Module) -> bool:
+def must_be_called(child: nn.Module, hooks: bool = True) -> bool:
     """Whether a stored child's effect is more than its matrix, so that it has to be called.
 
     True for adapters (PEFT's layers), modules of other quantizers, tensor subclasses as weights, and anything with
     forward hooks or a replaced forward (offloading).
+
+    :param hooks: whether forward hooks count; on a table that is looked up too, they may be about look-ups only.
     """
     kind = type(child)
     if kind not in _PLAIN and not kind.__module__.startswith("fewfold."):
         return True
-    if child._forward_hooks or child._forward_pre_hooks or "forward" in child.__dict__:
+    if (hooks and (child._forward_hooks or child._forward_pre_hooks)) or "forward" in child.__dict__:
         return True
     weight = child._parameters.get("weight")
     return weight is not None and hasattr(weight, "__tensor_flatten__")
@@ -65,6 +67,14 @@ class Assembled(nn.Module):
     def assembled_weight(self) -> Tensor:
         """The dense weight that the stored tensors stand for: ``(out, in)`` or ``(vocab, dim)``."""
         raise NotImplementedError(f"{type(self).__name__} does not assemble a weight")
+
+    def weights(self) -> dict[str, Tensor]:
+        """The dense module's weights by their names in it."""
+        return {"weight": self.assembled_weight()}
+
+    def shared_weights(self) -> dict[str, tuple[Any, ...]]:
+        """For weights that others may be assembled alike with: a key that is then equal, by the weight's name."""
+        return {}
 
     def chain_macs(self) -> int:
         """Multiply-accumulates a token of the chained form."""
@@ -202,6 +212,10 @@ class AssembledEmbedding(Assembled):
     def attend(self, hidden_states: Tensor) -> Tensor:
         """``(…, dim)`` to ``(…, vocab)``: the product with the transposed table."""
         return F.linear(hidden_states, self.rebuilt_weight())
+
+    def head_weight(self) -> Tensor | None:
+        """What tied heads multiply by, ``(vocab, dim)``, where it is not the table itself."""
+        return None
 
     def resize(self, rows: int) -> None:
         """Grow or shrink to ``rows`` rows in place; kept rows stay equal."""

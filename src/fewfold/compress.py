@@ -82,6 +82,8 @@ def compress(
     distillation = prepare(model, recipe.recover if recover is None else recover, recovery, calibration, tokenizer)
     budgets = [*recipe.budget, *as_budgets(budget)]
     units = find_units(model, recipe)
+    for unit in units:
+        method_named(unit.method).check_model(unit, model, fit)
     targets = [target for unit in units for target in unit.targets]
     weights = {target.name: read_weight(model, target) for target in targets} if fit else {}
     asking = [unit for unit in units if method_named(unit.method).calibrates(unit) != "nothing"] if fit else []

@@ -22,6 +22,7 @@ from fewfold.store import stores_behind
 from fewfold.stored import StoredEmbedding, StoredLinear
 from fewfold.stored.codes import CodedMatrix
 from fewfold.stored.kept import Kept
+from fewfold.surgery.operators import tensor_of
 from fewfold.surgery.replace import replace_modules
 from fewfold.surgery.targets import Target, read_bias
 
@@ -48,7 +49,11 @@ class Fitter:
         """Modules with fresh weights, for training from scratch."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            return [pair for choice in track(choices, "building") for pair in self._empty(choice)]
+            pairs = [pair for choice in track(choices, "building") for pair in self._empty(choice)]
+        modules = [module for _, module in pairs]
+        for owner in (*modules, *stores_behind(modules)):
+            round_leaves(owner)
+        return pairs
 
     def at_once(self, choices: Sequence[Choice]) -> list[Replacement]:
         """Fit every choice on the dense model's inputs."""
@@ -145,7 +150,7 @@ class Fitter:
         """The empty modules of one choice, where and as the dense ones are."""
         unit, settings = choice.unit, choice.settings
         assert settings is not None
-        like: Tensor = self.model.get_submodule(unit.targets[0].module).weight  # type: ignore[assignment]
+        like = tensor_of(self.model.get_submodule(unit.targets[0].module))
         method = method_named(unit.method)
         with torch.device(like.device):
             modules = method.modules(unit, settings, choice.store)
@@ -155,7 +160,7 @@ class Fitter:
         for target, module in pairs:
             old = self.model.get_submodule(target.module)
             trains = any(parameter.requires_grad for parameter in old.parameters())
-            module.requires_grad_(trains).to(old.weight.dtype)  # type: ignore[arg-type]
+            module.requires_grad_(trains).to(tensor_of(old).dtype)
             trained = trained or trains
         if store is not None:
             store.requires_grad_(trained).to(like.dtype)

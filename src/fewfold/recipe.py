@@ -18,6 +18,7 @@ from fewfold.errors import BudgetError, RecipeError
 from fewfold.methods.base import MethodConfig
 from fewfold.methods.dense.config import Dense
 from fewfold.methods.embedding_autoencoder.config import EmbeddingAutoencoder
+from fewfold.methods.embedding_sharing.config import EmbeddingSharing
 from fewfold.methods.low_rank.config import LowRank
 from fewfold.methods.shared_basis.config import SharedBasis
 from fewfold.methods.shared_factors.config import SharedFactors
@@ -26,7 +27,15 @@ from fewfold.methods.tensor_train.config import TensorTrain
 from fewfold.methods.tucker.config import Tucker
 
 AnyConfig = Annotated[
-    LowRank | SharedBasis | SharedFactors | Tucker | TensorTrain | SubvectorCodes | EmbeddingAutoencoder | Dense,
+    LowRank
+    | SharedBasis
+    | SharedFactors
+    | Tucker
+    | TensorTrain
+    | SubvectorCodes
+    | EmbeddingAutoencoder
+    | EmbeddingSharing
+    | Dense,
     Field(discriminator="method"),
 ]
 
@@ -229,6 +238,22 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
                 SubvectorCodes(targets="embeddings"),
                 Dense(targets="rest", stored_dtype="int8"),
             ],
+        ),
+        (
+            "embedding-sharing",
+            "ours: VEPS, packed, all layers of a stack sharing their weights; for training from scratch",
+            [EmbeddingSharing()],
+        ),
+        (
+            "veps-128",
+            "Hu et al., ShareBERT (AAAI 2024): a table of 128 numbers a token, its virtual embeddings carved, biases "
+            "as the reference's; the model's own shape is kept",
+            [EmbeddingSharing(factor_size=128, bias_init="normal")],
+        ),
+        (
+            "eps",
+            "Hu et al., ShareBERT (AAAI 2024) and Neural Networks 191 (2025): hidden weights out of the table itself",
+            [EmbeddingSharing(expansion=False)],
         ),
         ("svd", "truncated SVD of every linear (Eckart and Young 1936)", [LowRank(weighting="none")]),
         ("int8", "round to nearest, int8 a row", [Dense(targets="all", stored_dtype="int8")]),

@@ -23,6 +23,10 @@ class Store(nn.Module):
 
     name: str = ""
 
+    def resized_settings(self) -> dict[str, Any]:
+        """The recorded settings that change with the number of tokens, as they are now."""
+        return {}
+
 
 def stores_of(model: nn.Module) -> dict[str, Store]:
     """The stores that a model holds, by name."""

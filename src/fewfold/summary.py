@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fewfold.assembled import Assembled
 from fewfold.checkpoint.config import structure_of
@@ -110,10 +110,12 @@ def _row(model: nn.Module, record: TargetRecord) -> SummaryRow:
     if isinstance(module, FusedLinear) and record.part is not None:
         module = module.parts[record.part]
     assert isinstance(module, Assembled)
-    bias = getattr(module, "bias", None)
-    biases = bias.numel() if bias is not None else 0
-    bias_bytes = biases * bias.element_size() if bias is not None else 0
-    layout = "table" if record.kind == "embedding" else "in×out" if record.transposed else "out×in"
+    held: list[Tensor] = [value for name, value in module.named_parameters(recurse=False) if name.startswith("bias")]
+    held += [bias for bias in [getattr(module, "bias", None)] if isinstance(bias, Tensor)]
+    own = {id(bias): bias for bias in held}.values()
+    biases, bias_bytes = sum(b.numel() for b in own), sum(b.numel() * b.element_size() for b in own)
+    layouts = {"embedding": "table", "conv": "kernel", "recurrent": "gates"}
+    layout = layouts.get(record.kind, "in×out" if record.transposed else "out×in")
     form = module.running_form
     numbers = stored_numbers(module)
     return SummaryRow(
@@ -135,7 +137,8 @@ def _store_row(store: Store, record: StoreRecord) -> SummaryRow:
 
 
 def _settings(settings: dict[str, Any]) -> str:
-    words = (str(value) if name == "rank" else f"{name}={value}" for name, value in settings.items())
+    counted = {name: len(value) if name == "slots" else value for name, value in settings.items()}
+    words = (str(value) if name == "rank" else f"{name}={value}" for name, value in counted.items())
     return ", ".join(words) or "–"
 
 

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from fewfold.models.slim_lm import SlimLMForCausalLM
 
 
-def densify(model: nn.Module) -> Any:
+def densify(model: nn.Module, *, share: bool = False) -> Any:
     """Turn a compressed model into a plain one with equal outputs, in place.
 
     It loads without fewfold, and is as large as before compression. A model of ours with slim layers becomes its dense
     twin.
 
+    :param share: layers whose weights are one carved weight keep one tensor in common: for running in little memory.
+        transformers does not save such a model; densify without it for that.
     :return: ``model``.
     :raises TargetError: if the model is not compressed.
     """
@@ -27,7 +29,7 @@ def densify(model: nn.Module) -> Any:
     if not compressed and not slim:
         raise TargetError(f"this {type(model).__name__} is not compressed by fewfold: there is nothing to densify")
     if compressed:
-        restore_modules(model)
+        restore_modules(model, share)
     if slim:
         cast("SlimLMForCausalLM", model).unslim()
     config = getattr(model, "config", None)

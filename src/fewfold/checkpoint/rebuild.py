@@ -17,8 +17,9 @@ from fewfold.store import Store, stores_behind
 from fewfold.stored import StoredDtype
 from fewfold.stored.kept import Kept
 from fewfold.surgery.layouts import Part, fused_parts
+from fewfold.surgery.operators import describe_operator, tensor_of
 from fewfold.surgery.replace import Replaced, replace_modules
-from fewfold.surgery.targets import Target, describe_names, find_targets
+from fewfold.surgery.targets import OPERATORS, Target, describe_names, find_targets
 from fewfold.surgery.ties import Tie, declared_ties
 
 
@@ -125,6 +126,14 @@ def _check_shape(model: nn.Module, target: Target) -> None:
     """Compare a record with the dense module that stands in the model's skeleton."""
     module = model.get_submodule(target.module)
     weight = getattr(module, "weight", None)
+    if target.kind in OPERATORS:
+        found = describe_operator(target.module, module)
+        if found is None or (found.kind, found.rows, found.columns) != (target.kind, target.rows, target.columns):
+            raise CheckpointError(
+                f"the structure replaces {target.module}, a {target.kind} weight of {target.rows}×{target.columns}, "
+                f"but the model has a {type(module).__name__} there: config.json was altered, or is another model's"
+            )
+        return
     if weight is None or weight.dim() != 2:
         raise CheckpointError(f"the structure replaces {target.module}, a {type(module).__name__} without a matrix")
     shape = tuple(weight.t().shape if target.transposed else weight.shape)
@@ -146,7 +155,7 @@ def build_modules(model: nn.Module, structure: Structure) -> list[tuple[Target, 
     for record in structure.targets:
         target = _target(model, record, ties[record.module])
         _check_shape(model, target)
-        like: Any = model.get_submodule(record.module).weight
+        like = tensor_of(model.get_submodule(record.module))
         try:
             method, stored = method_named(record.method), StoredDtype(record.stored_dtype, record.group_size)
             with torch.device(like.device):
@@ -164,7 +173,7 @@ def _build_stores(model: nn.Module, structure: Structure) -> dict[str, Store]:
         user = next((target for target in structure.targets if target.store == record.name), None)
         if user is None:
             continue
-        like: Any = model.get_submodule(user.module).weight
+        like = tensor_of(model.get_submodule(user.module))
         try:
             with torch.device(like.device):
                 store = method_named(record.method).build_store(

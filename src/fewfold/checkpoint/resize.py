@@ -17,6 +17,7 @@ from fewfold.assembled import Assembled, AssembledEmbedding, AssembledLinear
 from fewfold.checkpoint.config import FewfoldConfig, structure_of
 from fewfold.checkpoint.rebuild import resolve
 from fewfold.errors import TargetError
+from fewfold.store import stores_of
 from fewfold.surgery.ties import EmbeddingAlias, TiedHead
 
 
@@ -136,4 +137,9 @@ def record_sizes(model: nn.Module) -> None:
         if changes and isinstance(module, Assembled):
             changes["settings"] = {**record.settings, **module.resized_settings()}
         records.append(record.model_copy(update=changes))
-    config.quantization_config = FewfoldConfig(structure.model_copy(update={"targets": records}))
+    present = stores_of(model)
+    stores = [
+        record.model_copy(update={"settings": {**record.settings, **present[record.name].resized_settings()}})
+        for record in structure.stores
+    ]
+    config.quantization_config = FewfoldConfig(structure.model_copy(update={"targets": records, "stores": stores}))

@@ -14,6 +14,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from fewfold import models as families
 from fewfold.checkpoint.card import restore_card, write_card
 from fewfold.checkpoint.config import structure_of
 from fewfold.errors import CheckpointError
@@ -98,11 +99,8 @@ def load(folder: str | os.PathLike[str], *, packed: bool = False, **kwargs: Any)
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} holds no model that transformers can load: {error}") from error
-    from fewfold import models  # which need what is saved here
-
-    homes = [
-        (home, name) for name in config.architectures or [] for home in (transformers, models) if hasattr(home, name)
-    ]
-    loader = getattr(*homes[0]) if homes else transformers.AutoModel
+    homes = (transformers, families)
+    classes = [getattr(home, name) for name in config.architectures or [] for home in homes if hasattr(home, name)]
+    loader = classes[0] if classes else transformers.AutoModel
     model: nn.Module = loader.from_pretrained(folder, **kwargs)
     return pack(model) if packed else model

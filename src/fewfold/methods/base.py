@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewfold.budget.budget import Budget
 from fewfold.errors import RecipeError
@@ -128,6 +128,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     config: ClassVar[type[MethodConfig]]
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding")  # of targets that it can be given
 
     def units(self, config: MethodConfig, targets: Sequence[Target], width: int) -> list[Unit]:
         """Group targets that are compressed together; by default every target stands alone.
@@ -142,6 +143,13 @@ class Method(ABC):
         """Refuse values that cannot work for these targets.
 
         :raises RecipeError: naming the target, the value and what is allowed.
+        """
+
+    def check_model(self, unit: Unit, model: nn.Module, fit: bool) -> None:  # noqa: B027
+        """Refuse a model whose weights the method must not replace.
+
+        :param fit: whether its weights are to be kept as well as the method can.
+        :raises RecipeError: naming a target and the mend.
         """
 
     def calibrates(self, unit: Unit) -> Literal["nothing", "inputs", "inputs and gradients"]:

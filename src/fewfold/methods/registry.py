@@ -6,6 +6,7 @@ from fewfold.errors import RecipeError
 from fewfold.methods.base import Method, MethodConfig
 from fewfold.methods.dense.fit import DenseMethod
 from fewfold.methods.embedding_autoencoder.fit import EmbeddingAutoencoderMethod
+from fewfold.methods.embedding_sharing.fit import EmbeddingSharingMethod
 from fewfold.methods.low_rank.fit import LowRankMethod
 from fewfold.methods.shared_basis.fit import SharedBasisMethod
 from fewfold.methods.shared_factors.fit import SharedFactorsMethod
@@ -21,6 +22,7 @@ _ALL: tuple[Method, ...] = (
     TensorTrainMethod(),
     SubvectorCodesMethod(),
     EmbeddingAutoencoderMethod(),
+    EmbeddingSharingMethod(),
     DenseMethod(),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}

@@ -9,6 +9,7 @@ def install_models() -> None:
 
     from fewfold.models.mask_predict.config import MaskPredictConfig
     from fewfold.models.mask_predict.model import MaskPredictModel
+    from fewfold.models.sharebert.registration import register_config
     from fewfold.models.slim_lm import SlimLMConfig, SlimLMForCausalLM, SlimLMModel
     from fewfold.models.translation.config import RecurrentTranslationConfig
     from fewfold.models.translation.model import RecurrentTranslationModel
@@ -21,3 +22,4 @@ def install_models() -> None:
     AutoModelForSeq2SeqLM.register(RecurrentTranslationConfig, RecurrentTranslationModel, exist_ok=True)
     AutoConfig.register(MaskPredictConfig.model_type, MaskPredictConfig, exist_ok=True)
     AutoModelForSeq2SeqLM.register(MaskPredictConfig, MaskPredictModel, exist_ok=True)
+    register_config()

@@ -15,8 +15,9 @@ from fewfold.assembled import Assembled, AssembledEmbedding
 from fewfold.errors import TargetError
 from fewfold.store import attach_stores, drop_unused_stores, stores_behind
 from fewfold.surgery.layouts import FusedLinear, fused_parts, join
+from fewfold.surgery.operators import relink
 from fewfold.surgery.targets import Target, read_bias, read_weight
-from fewfold.surgery.ties import EmbeddingAlias, TiedHead, drop_tie_declarations, restore_tie_declarations
+from fewfold.surgery.ties import EmbeddingAlias, TiedHead, drop_tie_declarations, restore_tie_declarations, untie
 
 Replaced = (Assembled, FusedLinear, TiedHead, EmbeddingAlias)
 
@@ -31,7 +32,7 @@ def hollow(module: nn.Module) -> nn.Module:
     }
     shell._buffers = dict(module._buffers)
     shell._modules = {}
-    return shell
+    return relink(shell)
 
 
 def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
@@ -125,28 +126,46 @@ def replace_modules(model: nn.Module, replacements: Sequence[tuple[Target, Assem
     drop_unused_stores(model)
 
 
-def _refill(shell: nn.Module, module: nn.Module) -> nn.Module:
-    """The original module again, with the assembled weight and the present bias."""
+Shared = dict[tuple[Any, ...], nn.Parameter]
+
+
+def _refill(shell: nn.Module, module: nn.Module, shared: Shared | None = None) -> nn.Module:
+    """The original module again, with the assembled weights and the present biases.
+
+    :param shared: what modules that are assembled alike have in common, where that is to stay so.
+    """
     dense = copy.copy(shell)
     dense.__dict__ = dict(shell.__dict__)
     dense._parameters, dense._buffers = dict(shell._parameters), dict(shell._buffers)
+    keys: dict[str, tuple[Any, ...]] = {}
     if isinstance(module, FusedLinear):
-        weight = join([_dense_weight(part) for part in module.parts.values()], module.blocks)
-        biases: list[Any] = [getattr(part, "bias", None) for part in module.parts.values()]
-        bias = None if biases[0] is None else join(biases, module.blocks)
+        weights = {"weight": join([_dense_weight(part) for part in module.parts.values()], module.blocks)}
+        parts: list[Any] = [getattr(part, "bias", None) for part in module.parts.values()]
+        biases = {"bias": None if parts[0] is None else join(parts, module.blocks)}
     else:
-        weight, bias = _dense_weight(module), getattr(module, "bias", None)
+        assert isinstance(module, Assembled)
+        weights, keys = module.weights(), module.shared_weights()
+        biases = {name: getattr(module, name, None) for name in shell._parameters if name not in weights}
     if isinstance(module, AssembledEmbedding):
         dense.num_embeddings, dense.padding_idx = module.num_embeddings, module.padding_idx  # type: ignore[assignment]
     elif isinstance(shell, Conv1D):
-        weight, dense.nf = weight.t(), weight.shape[0]  # type: ignore[assignment]
-    else:
-        dense.out_features = weight.shape[0]  # type: ignore[assignment]
+        weights = {"weight": weights["weight"].t()}
+        dense.nf = weights["weight"].shape[1]  # type: ignore[assignment]
+    elif isinstance(shell, nn.Linear):
+        dense.out_features = weights["weight"].shape[0]  # type: ignore[assignment]
     trains = _trains(module)
-    dense._parameters["weight"] = nn.Parameter(weight.detach().clone().contiguous(), trains)
-    if bias is not None:
-        dense._parameters["bias"] = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.detach().clone())
-    return dense.train(module.training)
+    for name, weight in weights.items():
+        key = (*keys[name], isinstance(shell, Conv1D)) if shared is not None and name in keys else None
+        if key is None or shared is None:
+            dense._parameters[name] = nn.Parameter(weight.detach().clone().contiguous(), trains)
+            continue
+        if key not in shared:
+            shared[key] = nn.Parameter(weight.detach().clone().contiguous(), trains)
+        dense._parameters[name] = shared[key]
+    for name, bias in biases.items():
+        if bias is not None:
+            dense._parameters[name] = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.detach().clone())
+    return relink(dense.train(module.training))
 
 
 def _trains(module: nn.Module) -> bool:
@@ -161,19 +180,21 @@ def _dense_weight(module: Any) -> torch.Tensor:
 
 
 @torch.no_grad()
-def restore_modules(model: nn.Module) -> int:
+def restore_modules(model: nn.Module, share: bool = False) -> int:
     """Put plain dense modules back wherever an assembled one stands, in place.
 
+    :param share: modules that are assembled from the very same tensors get one Parameter in common.
     :return: how many modules were restored.
     """
     replaced = [module for module in model.modules() if isinstance(module, Replaced)]
     inner = {id(part) for module in replaced if isinstance(module, FusedLinear) for part in module.parts.values()}
     replaced = [module for module in replaced if id(module) not in inner]
     tables: dict[int, nn.Module] = {}
+    shared: Shared | None = {} if share else None
     places = _places(model)
     for module in replaced:
         if not isinstance(module, TiedHead | EmbeddingAlias):
-            dense = _refill(module.original[0], module)
+            dense = _refill(module.original[0], module, shared)
             tables[id(module)] = dense
             _swap(places, module, dense)
     for module in replaced:
@@ -182,6 +203,10 @@ def restore_modules(model: nn.Module) -> int:
             dense.__dict__ = dict(module.original[0].__dict__)
             dense._parameters = dict(module.original[0]._parameters)
             dense._parameters["weight"] = tables[id(module.table)].weight  # type: ignore[assignment]
+            own = module.table.head_weight() if isinstance(module, TiedHead) else None
+            if own is not None:
+                dense._parameters["weight"] = nn.Parameter(own.detach().clone(), _trains(module.table))
+                untie(model)
             if isinstance(module, TiedHead):
                 dense._parameters["bias"] = module.bias  # type: ignore[assignment]
                 dense.out_features = module.out_features  # type: ignore[assignment]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -15,12 +15,14 @@ from fewfold.assembled import Assembled, AssembledEmbedding, AssembledLinear
 from fewfold.errors import TargetError
 from fewfold.stored.coded_state import CodedState
 from fewfold.surgery.layouts import FusedLinear, FusedParts, Part, fused_parts
+from fewfold.surgery.refusals import embedding_scale, refusal_of
 from fewfold.surgery.ties import Tie, find_ties
 
-Kind = Literal["linear", "embedding"]
+Kind = Literal["linear", "embedding", "conv", "recurrent"]
+OPERATORS = ("conv", "recurrent")  # only found when asked for: few methods serve them
 
+BODY = ("linear", "embedding", *OPERATORS)
 _HEAD_WORDS = {"pooler", "classifier", "lm_head", "score", "qa_outputs", "router", "cls"}
-_PLAIN_LINEARS = {"FalconLinear"}  # a forward of its own that is x·Wᵀ + b too
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Target:
 
     :param name: the module's name, with ``:part`` for a part of a fused projection.
     :param module: the module's name.
-    :param kind: ``linear`` (matrix ``(out, in)``) or ``embedding`` (table ``(vocab, dim)``).
+    :param kind: ``linear`` (matrix ``(out, in)``), ``embedding`` (table ``(vocab, dim)``), ``conv`` (kernel, flattened
+        to ``(out, in · width)``) or ``recurrent`` (all weights of an LSTM or GRU side by side, ``(gates, in)``).
     :param rows: ``out`` or ``vocab``.
     :param columns: ``in`` or ``dim``.
     :param bias: whether the module adds a bias.
@@ -40,6 +43,9 @@ class Target:
     :param ties: other modules that use the same weight.
     :param head: outside of the encoder or decoder stack (output heads, poolers): only replaced when named.
     :param refusal: why this weight cannot be replaced, or None.
+    :param operator: of a ``conv`` or ``recurrent`` target: its class's name.
+    :param arguments: of that class's constructor.
+    :param shapes: of its weights, by their names in the module.
     """
 
     name: str
@@ -55,6 +61,9 @@ class Target:
     ties: tuple[Tie, ...] = ()
     head: bool = False
     refusal: str | None = None
+    operator: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
 
     @property
     def numel(self) -> int:
@@ -71,40 +80,15 @@ class Target:
         """In words: how the matrix sits in its module."""
         if self.kind == "embedding":
             return "table"
+        if self.kind in OPERATORS:
+            return self.operator
         words = "in×out" if self.transposed else "out×in"
         return f"{words}[{self.part.name}]" if self.part else words
 
 
-def _embedding_scale(module: nn.Embedding) -> float | None:
-    """The factor a scaled embedding multiplies with; None where its forward is something else."""
-    if type(module).forward is nn.Embedding.forward:
-        return 1.0
-    scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
-    return float(scale) if isinstance(scale, int | float) else None
-
-
-def _is_plain(kind: type[nn.Linear]) -> bool:
-    """Whether a linear layer computes x·Wᵀ + b, in ``nn.Linear``'s way or in one that is known."""
-    known = kind.__name__ in _PLAIN_LINEARS and kind.__module__.startswith("transformers.")
-    return known or kind.forward is nn.Linear.forward
-
-
-def _refusal(module: nn.Module, parent: nn.Module | None) -> str | None:
-    if isinstance(parent, nn.MultiheadAttention):
-        return "nn.MultiheadAttention reads this weight instead of calling the module"
-    if isinstance(module, nn.Linear) and not _is_plain(type(module)):
-        return f"{type(module).__name__} computes something else than x·Wᵀ + b"
-    if isinstance(module, nn.Embedding):
-        if module.max_norm is not None:
-            return "the embedding renormalises its rows (max_norm)"
-        if _embedding_scale(module) is None:
-            return f"{type(module).__name__} computes something else than a look-up times a constant"
-    return None
-
-
 def _describe(name: str, module: nn.Module, parent: nn.Module | None) -> Target | None:
     """The target that a module is, if it is one."""
-    refusal = _refusal(module, parent)
+    refusal = refusal_of(module, parent)
     if isinstance(module, AssembledLinear):
         return Target(
             name, name, "linear", module.out_features, module.in_features, bias=module.bias is not None,
@@ -129,7 +113,7 @@ def _describe(name: str, module: nn.Module, parent: nn.Module | None) -> Target 
         return Target(name, name, "linear", rows, columns, bias=True, transposed=True, refusal=refusal)
     if isinstance(module, nn.Embedding):
         rows, columns = module.weight.shape
-        scale = _embedding_scale(module)
+        scale = embedding_scale(module)
         return Target(
             name, name, "embedding", rows, columns, scale=1.0 if scale is None else scale,
             padding_idx=module.padding_idx, refusal=refusal,
@@ -167,17 +151,23 @@ def _is_head(model: nn.Module, name: str) -> bool:
     return output is not None and model.get_submodule(name) is output
 
 
-def find_targets(model: nn.Module) -> list[Target]:
+def find_targets(model: nn.Module, operators: bool = False) -> list[Target]:
     """Every weight of ``model`` that a method may replace, in the model's own order.
+
+    :param operators: convolutions and recurrent layers too.
 
     A weight that several modules use (tied heads, encoder–decoder tables) is one target: the embedding is its home,
     the others are listed in ``ties``. Weights that cannot be served carry the reason in ``refusal``.
     """
+    from fewfold.surgery.operators import describe_operator
+
     ties = find_ties(model)
     tied_elsewhere = {tie.module for group in ties.values() for tie in group}
     targets = []
     for name, module, parent in _walk(model):
         target = _describe(name, module, parent)
+        if target is None and operators:
+            target = describe_operator(name, module)
         if target is None or target.module in tied_elsewhere:
             continue
         targets.append(replace(target, ties=tuple(ties.get(name, ())), head=_is_head(model, name)))
@@ -224,18 +214,18 @@ def matches(pattern: str, name: str) -> bool:
 def select(model: nn.Module, targets: Iterable[Target], pattern: str) -> list[Target]:
     """The targets that one pattern names.
 
-    ``linears`` and ``embeddings`` (token tables) are the model's body, ``all`` both. ``rest`` is what they leave: heads
-    that are not tied, poolers, tables of positions and types; it may be nothing.
+    ``linears`` and ``embeddings`` (token tables) are the model's body, ``all`` is both and what else ``targets`` hold.
+    ``rest`` is what they leave: heads that are not tied, poolers, tables of positions and types; it may be nothing.
 
     :raises TargetError: if nothing is named, or what is named cannot be replaced.
     """
     targets = list(targets)
     if pattern in ("linears", "embeddings", "all"):
-        kinds = {"linears": ("linear",), "embeddings": ("embedding",), "all": ("linear", "embedding")}[pattern]
+        kinds = {"linears": ("linear",), "embeddings": ("embedding",), "all": BODY}[pattern]
         body = {target.name for kind in kinds for target in _body(model, targets, kind)}
         chosen = [target for target in targets if target.name in body]
     elif pattern == "rest":
-        body = {t.name for kind in ("linear", "embedding") for t in _body(model, targets, kind)}
+        body = {t.name for kind in BODY for t in _body(model, targets, kind)}
         return [target for target in targets if target.refusal is None and target.name not in body]
     else:
         chosen = [target for target in targets if matches(pattern, target.name)]
@@ -254,8 +244,8 @@ def _body(model: nn.Module, targets: Iterable[Target], kind: str) -> list[Target
         for target in targets
         if target.kind == kind
         and target.refusal is None
-        and not (target.head and kind == "linear")
-        and (kind == "linear" or is_token_table(model, target))
+        and not (target.head and kind != "embedding")
+        and (kind != "embedding" or is_token_table(model, target))
     ]
 
 

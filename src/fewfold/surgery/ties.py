@@ -159,6 +159,13 @@ def _without(module: Any, attribute: str, gone: set[str]) -> None:
         setattr(module, attribute, kept)
 
 
+def untie(model: nn.Module) -> None:
+    """Let a model's config say that its head has a weight of its own."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config.tie_word_embeddings = False
+
+
 def restore_tie_declarations(model: nn.Module) -> None:
     """Undo :func:`drop_tie_declarations`: the classes' own declarations count again, where they hold.
 

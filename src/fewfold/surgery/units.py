@@ -22,12 +22,13 @@ def find_units(model: nn.Module, recipe: Recipe) -> list[Unit]:
     :raises TargetError: if a pattern names nothing that can be replaced.
     :raises RecipeError: if a value does not fit a target.
     """
-    targets = find_targets(model)
+    targets = find_targets(model, operators=True)
     width = model_width(targets)
     taken: set[str] = set()
     units: list[Unit] = []
     for config in recipe.methods:
-        chosen = [t for t in _chosen(model, targets, config) if t.module not in taken]
+        served = [t for t in targets if t.kind in method_of(config).kinds]
+        chosen = [t for t in _chosen(model, served, config) if t.module not in taken]
         if not chosen and config.targets in ("rest", ["rest"]) and len(recipe.methods) > 1:
             continue  # bodies without poolers and positions leave nothing
         if not chosen:

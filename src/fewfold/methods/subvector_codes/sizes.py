@@ -126,18 +126,24 @@ def balanced(gains: Tensor, width: int) -> Tensor:
     return torch.tensor([direction for block in blocks for direction in block])
 
 
-def block_products(gains: Tensor, width: int) -> Tensor:
-    """Of every balanced block of ``width`` directions, the energy that normal numbers lose at a distortion of 1.
+def falling_blocks(gains: Tensor, width: int) -> Tensor:
+    """The gains of balanced blocks of ``width`` directions, ``(blocks, width)``, falling within each."""
+    return gains[balanced(gains, width)].clamp_min(1e-30).view(-1, width).sort(1, descending=True).values
 
-    :return: ``(blocks, 2)``: ``width`` times the geometric mean of its gains, and their sum, which nothing exceeds.
+
+def coded_error(blocks: Tensor, stages: Sequence[StageSpec]) -> float:
+    """Expected squared error of a row that all of ``stages`` serve, by reverse water-filling.
+
+    A code's bits, as many as its distortion of even gains is worth, go to the directions of its block above a level;
+    those lose the level, the others all they have (Cover and Thomas, Elements of Information Theory, section 10.3).
+
+    :param blocks: as of :func:`falling_blocks`.
     """
-    blocks = gains[balanced(gains, width)].clamp_min(1e-30).view(-1, width)
-    return torch.stack([width * blocks.log().mean(1).exp(), blocks.sum(1)], dim=1)
-
-
-def coded_error(products: Tensor, stages: Sequence[StageSpec]) -> float:
-    """Expected squared error of a row that all of ``stages`` serve; see :func:`block_products`."""
-    share = 1.0
+    width, share = blocks.shape[1], 1.0
     for stage in stages:
         share *= distortion(stage.width, stage.words)
-    return float(torch.minimum(products[:, 0] * share, products[:, 1]).sum())
+    above = torch.arange(1, width + 1, dtype=blocks.dtype)
+    levels = torch.exp2((blocks.log2().cumsum(1) + width * math.log2(share)) / above)
+    last = ((levels <= blocks * (1 + 1e-9)) * above).argmax(1, keepdim=True)
+    kept = (last[:, 0] + 1) * levels.gather(1, last)[:, 0]
+    return float((kept + blocks.sum(1) - blocks.cumsum(1).gather(1, last)[:, 0]).sum())

@@ -12,11 +12,11 @@ from torch import Tensor
 from fewfold.linalg.subvectors import Coded, fit_codes
 from fewfold.linalg.tables import CHUNK_ROWS, TableDirections, row_weighted_directions, smoothed_counts
 from fewfold.methods.subvector_codes.remembered import remembered_kmeans
-from fewfold.methods.subvector_codes.sizes import balanced, block_products, coded_error, settings, stages_of
+from fewfold.methods.subvector_codes.sizes import balanced, coded_error, falling_blocks, settings, stages_of
 from fewfold.stored.stages import StageSpec
 
 OUTPUT_DAMPING = 1.0  # share of the mean eigenvalue that is added to the metric at a table's output
-CUT_OFF = 1.5  # an error in directions that are left out counts so much more: it is the same wherever a token stands
+CUT_OFF = 20.0  # a share t of the energy that is cut off counts as t · (1 + 20 t²): measured on sentence vectors
 ROUNDS_UP_TO = 2**26  # numbers of a table whose codes and codebooks still take turns; that needs copies of it
 RIDGE = 1e-3  # pull of the refitted map towards the directions, as a share of the mean energy
 
@@ -59,21 +59,22 @@ def table_errors(short: ShortRows, sizes: Sequence[Mapping[str, Any]]) -> list[f
     gains, energy = short.directions.gains, float(short.directions.gains.sum())
     falling = short.weights.sort(descending=True).values
     mass = torch.nn.functional.pad(falling.cumsum(0) / falling.sum(), (1, 0))  # of so many of the heaviest rows
-    products: dict[tuple[int, int], Tensor] = {}
+    blocks: dict[tuple[int, int], Tensor] = {}
     found = []
     for size in sizes:
         rank, stages = size["rank"], stages_of(size)
         key = (rank, stages[0].width)
-        if key not in products:
-            products[key] = block_products(gains[:rank], stages[0].width)
+        if key not in blocks:
+            blocks[key] = falling_blocks(gains[:rank], stages[0].width)
         whole = [stage for stage in stages if stage.rows is None]
-        total, before = CUT_OFF * float(gains[rank:].sum()), 0.0
+        cut = float(gains[rank:].sum()) / max(energy, torch.finfo(torch.float64).tiny)
+        total, before = energy * cut * (1 + CUT_OFF * cut**2), 0.0
         for stage in reversed([stage for stage in stages if stage.rows is not None]):
             reached = float(mass[min(stage.rows or 0, len(falling))])
             inside = [s for s in stages if s.rows is None or s.rows >= (stage.rows or 0)]
-            total += (reached - before) * coded_error(products[key], inside)
+            total += (reached - before) * coded_error(blocks[key], inside)
             before = reached
-        total += (1.0 - before) * coded_error(products[key], whole)
+        total += (1.0 - before) * coded_error(blocks[key], whole)
         found.append(min(total, energy) * short.unit)
     return found
 

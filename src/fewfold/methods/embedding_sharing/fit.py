@@ -1,0 +1,181 @@
+"""The method: one unit a table, nothing to choose, and nothing to fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from fewfold.assembled import Assembled
+from fewfold.calibration.statistics import Statistics
+from fewfold.errors import RecipeError, TargetError
+from fewfold.methods.base import Cost, Method, MethodConfig, Records, Unit
+from fewfold.methods.embedding_sharing.config import EmbeddingSharing
+from fewfold.methods.embedding_sharing.modules import CarvedLinear, CarvedTable, store_of
+from fewfold.methods.embedding_sharing.operators import CarvedOperator
+from fewfold.methods.embedding_sharing.plan import Sharing, by_table, lay_out
+from fewfold.methods.embedding_sharing.slots import Slot
+from fewfold.methods.embedding_sharing.store import CarvingStore
+from fewfold.store import Store
+from fewfold.stored import StoredDtype
+from fewfold.surgery.targets import Target
+
+
+class EmbeddingSharingMethod(Method):
+    """Weights out of the token table."""
+
+    name = "embedding_sharing"
+    config = EmbeddingSharing
+    kinds = ("linear", "embedding", "conv", "recurrent")
+
+    def units(self, config: MethodConfig, targets: Sequence[Target], width: int) -> list[Unit]:
+        """One for each table."""
+        assert isinstance(config, EmbeddingSharing)
+        return [
+            Unit(self.name, config, (table, *carved), lay_out(config, table, carved, table.columns))
+            for table, carved in by_table(config, targets)
+        ]
+
+    def check(self, unit: Unit) -> None:
+        """The layout was checked when it was made."""
+
+    def check_model(self, unit: Unit, model: nn.Module, fit: bool) -> None:
+        """Refuse to lose weights that were learned."""
+        config = _config(unit)
+        if fit:
+            raise RecipeError(
+                f"EmbeddingSharing cannot keep the weights of {unit.targets[1].name} and the others: carved weights "
+                "are trained from scratch. Pass fit=False"
+            )
+        source = getattr(getattr(model, "config", None), "_name_or_path", "")
+        if source and not config.from_scratch:
+            raise RecipeError(
+                f"this {type(model).__name__} came from {source!r}, and EmbeddingSharing would lose its weights, as "
+                f"that of {unit.targets[1].name}. Pass EmbeddingSharing(from_scratch=True) if they are to be lost, or "
+                "if only the config came from there"
+            )
+        for target in unit.targets:
+            if isinstance(model.get_submodule(target.module), Assembled):
+                raise TargetError(f"{target.name} is compressed already: take a plain model")
+
+    def fixed(self, unit: Unit) -> Mapping[str, Any] | None:
+        """The columns of the expansion, as the layout has them."""
+        return {"columns": _layout(unit).columns}
+
+    def sizes(self, unit: Unit) -> list[Mapping[str, Any]]:
+        """One."""
+        return [{"columns": _layout(unit).columns}]
+
+    def cost(self, unit: Unit, settings: Mapping[str, Any], element_size: int = 4) -> Cost:
+        """The table, its expansion and the map to rows; a token multiplies with every carved weight."""
+        config, table, columns = _config(unit), unit.targets[0], settings["columns"]
+        width = config.factor_size or table.columns
+        extra, macs = 0, 0
+        if config.factor_size is not None:
+            macs = width * table.columns
+            extra = macs + table.columns + (2 * (width + table.columns) if config.factor_norms else 0)
+            extra += width * table.columns if config.head == "factored" else 0
+        bias = columns if config.expansion_bias else 0
+        stored = unit.config.stored
+        size = stored.matrix_bytes(table.rows, width, element_size) + (extra + bias) * element_size
+        size += stored.matrix_bytes(columns, width, element_size) if columns else 0
+        macs += sum(target.numel for target in unit.targets[1:])
+        return Cost((table.rows + columns) * width + bias + extra, size, macs)
+
+    def errors(
+        self, unit: Unit, sizes: Sequence[Mapping[str, Any]], weights: Mapping[str, Tensor], statistics: Statistics
+    ) -> list[float]:
+        """0: nothing is fitted."""
+        return [0.0] * len(sizes)
+
+    def records(self, unit: Unit, settings: Mapping[str, Any]) -> Records:
+        """The store's slots; by target, which of them it uses."""
+        config, layout, table = _config(unit), _layout(unit), unit.targets[0]
+        store = {
+            "rows": table.rows,
+            "width": config.factor_size or table.columns,
+            "vocab_rows": table.rows,
+            "columns": layout.columns,
+            "bias": config.expansion_bias,
+            "padding_idx": table.padding_idx,
+            "order": config.order,
+            "slots": [[name, list(slot.shape), slot.offset, slot.columns] for name, slot in layout.slots.items()],
+        }
+        factor = config.factor_size is not None
+        targets: dict[str, Mapping[str, Any]] = {
+            table.name: {"factor": factor, "norms": factor and config.factor_norms, "head": config.head}
+        }
+        for target in unit.targets[1:]:
+            used = layout.used[target.name]
+            if target.kind == "linear":
+                targets[target.name] = {"slot": used["weight"]}
+            else:
+                targets[target.name] = {"kind": target.operator, "arguments": dict(target.arguments), "slots": used}
+        return Records(targets, store)
+
+    def fit(
+        self, unit: Unit, settings: Mapping[str, Any], weights: Mapping[str, Tensor], statistics: Statistics
+    ) -> dict[str, dict[str, Tensor]]:
+        """Refused."""
+        raise RecipeError("EmbeddingSharing has no fit: pass fit=False")
+
+    def build_store(self, settings: Mapping[str, Any], stored: StoredDtype) -> Store:
+        """Table and expansion, normal with standard deviation 0.02."""
+        known = {"rows", "width", "vocab_rows", "columns", "bias", "padding_idx", "order", "slots"}
+        if set(settings) != known:
+            raise ValueError(f"its settings must be {', '.join(sorted(known))}")
+        slots = {name: Slot(tuple(shape), offset, columns) for name, shape, offset, columns in settings["slots"]}
+        store = CarvingStore(
+            settings["rows"], settings["width"], settings["vocab_rows"], slots, settings["columns"], settings["bias"],
+            settings["padding_idx"], stored,
+        )  # fmt: skip
+        store.reset_parameters()
+        return store
+
+    def build(
+        self, target: Target, settings: Mapping[str, Any], stored: StoredDtype, store: Store | None = None
+    ) -> Assembled:
+        """The table, a linear map, or a convolution or recurrent layer."""
+        owner = store_of(store)
+        if target.kind == "embedding":
+            return CarvedTable(
+                target.rows, target.columns, owner, target.padding_idx, target.scale, settings["factor"],
+                settings["norms"], settings["head"],
+            )  # fmt: skip
+        if target.kind == "linear":
+            return CarvedLinear(target.columns, target.rows, target.bias, owner, settings["slot"])
+        return CarvedOperator(target.rows, settings["kind"], settings["arguments"], settings["slots"], owner)
+
+    def modules(self, unit: Unit, settings: Mapping[str, Any], store_name: str = "store") -> dict[str, Assembled]:
+        """As every method's, begun as the config says."""
+        modules, config = super().modules(unit, settings, store_name), _config(unit)
+        table = modules[unit.targets[0].name]
+        assert isinstance(table, CarvedTable)
+        table.store.reset_parameters(config.init_std, _fan_in(unit) if config.init == "scaled" else None)
+        table.reset_parameters(config.init_std)
+        if config.bias_init == "normal":
+            for target in unit.targets[1:]:
+                for parameter in modules[target.name].parameters():
+                    if not parameter.is_meta:
+                        nn.init.normal_(parameter)
+        return modules
+
+
+def _config(unit: Unit) -> EmbeddingSharing:
+    assert isinstance(unit.config, EmbeddingSharing)
+    return unit.config
+
+
+def _layout(unit: Unit) -> Sharing:
+    assert isinstance(unit.layout, Sharing)
+    return unit.layout
+
+
+def _fan_in(unit: Unit) -> dict[str, int]:
+    """Inputs that a number of each slot's weight is summed with."""
+    found = {}
+    for target in unit.targets[1:]:
+        for weight, slot in _layout(unit).used[target.name].items():
+            found[slot] = target.columns if target.kind != "recurrent" else target.shapes[weight][1]
+    return found

@@ -1,0 +1,215 @@
+"""The store that weights are carved from: the token table, its expansion, and what was carved for this step."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewfold.assembled import Assembled, must_be_called
+from fewfold.errors import TargetError
+from fewfold.methods.embedding_sharing.carve import carve, carving_dtype
+from fewfold.methods.embedding_sharing.slots import Slot
+from fewfold.methods.factors import matrix_of, resized
+from fewfold.store import Store
+from fewfold.stored import StoredDtype, StoredEmbedding, StoredLinear, make_embedding, make_linear
+
+
+@dataclass(frozen=True, eq=False)
+class Carved:
+    """One weight, and what it was carved under.
+
+    :param owners: the tensors that ``key`` tells by their addresses, kept so that no other gets these.
+    :param graph: whether gradients flow from it to the stored tensors.
+    """
+
+    key: tuple[Any, ...]
+    owners: tuple[Tensor, ...]
+    weight: Tensor
+    graph: bool
+
+
+class CarvingStore(Store):
+    """Owns the table ``(rows, width)`` and its expansion ``(columns, width)``; called with a slot's name, it carves.
+
+    A weight is carved at its first use and kept until a stored tensor, its dtype or device, autocast, or the grad mode
+    changes. One that has a graph is also dropped as soon as a backward pass has reached it: the next forward pass
+    carves anew, even where an optimizer writes in ways that cannot be seen. Until then any number of forward passes
+    share it, and each may be run backward by itself.
+
+    :param rows: tokens.
+    :param vocab_rows: how many of them are carved; tokens that are added later are not.
+    :param slots: by name.
+    :param columns: of the expanded table; 0 carves the table itself.
+    :param bias: whether the expansion has one.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        vocab_rows: int,
+        slots: Mapping[str, Slot],
+        columns: int,
+        bias: bool = True,
+        padding_idx: int | None = None,
+        stored: StoredDtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, slot in slots.items():
+            if slot.offset < 0 or slot.end > (columns or width) or slot.columns * vocab_rows < slot.numel:
+                raise ValueError(f"slot {name} {slot} does not fit into {vocab_rows}×{columns or width}")
+        if not 0 < vocab_rows <= rows:
+            raise ValueError(f"vocab_rows={vocab_rows}: the table has {rows}")
+        stored = stored or StoredDtype()
+        self.slots, self.vocab_rows = dict(slots), vocab_rows
+        self.table: nn.Module = make_embedding(rows, width, padding_idx, stored)
+        self.expansion: nn.Module | None = make_linear(width, columns, bias, stored) if columns else None
+        self._carved: dict[str, Carved] = {}
+
+    @torch.no_grad()
+    def reset_parameters(self, std: float = 0.02, fan_in: Mapping[str, int] | None = None) -> None:
+        """Fresh table and expansion, normal with standard deviation ``std``; the padding row and biases are 0.
+
+        :param fan_in: by slot: inputs of its weight, whose variance shall be ``1 / fan_in`` (a carved number's is
+            ``width · std² · var(P)``; None: P is as the table).
+        """
+        table, projection = matrix_of(self.table), None if self.expansion is None else matrix_of(self.expansion)
+        if table.is_meta:
+            return
+        table.normal_(std=std)
+        padding = getattr(self.table, "padding_idx", None)
+        if padding is not None:
+            table[padding].zero_()
+        if projection is None or self.expansion is None:
+            return
+        projection.normal_(std=std)
+        if isinstance(self.expansion.bias, Tensor):
+            self.expansion.bias.zero_()
+        for name, inputs in (fan_in or {}).items():
+            slot = self.slots[name]
+            projection[slot.offset : slot.end].normal_(std=1.0 / (std * math.sqrt(table.shape[1] * inputs)))
+
+    def leaves(self) -> Iterator[nn.Module]:
+        """The modules that weights are carved from."""
+        yield self.table
+        if self.expansion is not None:
+            yield self.expansion
+
+    def forward(self, name: str) -> Tensor:
+        """The weight in the slot of this name, of the slot's shape."""
+        key = self._key()
+        if key is None:
+            return self._carve(name, None)
+        found = self._carved.get(name)
+        if found is None or found.key != key:
+            found = self._carved[name] = self._new(name, key)
+        return found.weight
+
+    def _new(self, name: str, key: tuple[Any, ...]) -> Carved:
+        if not torch.is_grad_enabled():
+            return Carved(key, tuple(self._held()), self._carve(name, None), False)
+        store, place = weakref.ref(self), [lambda: None]
+
+        def spent() -> None:
+            found = place[0]()
+            owner = store()
+            if owner is not None:
+                owner._drop(name, found)
+
+        weight = self._carve(name, spent)
+        carved = Carved(key, tuple(self._held()), weight, weight.requires_grad)
+        place[0] = weakref.ref(carved)  # type: ignore[assignment]
+        return carved
+
+    def _drop(self, name: str, carved: Carved | None) -> None:
+        """Let go of what a backward pass has reached, and of what was kept without a graph before."""
+        if carved is not None and self._carved.get(name) is carved:
+            del self._carved[name]
+        for other in [other for other, kept in self._carved.items() if not kept.graph]:
+            del self._carved[other]
+
+    def _carve(self, name: str, spent: Any) -> Tensor:
+        table = stored_matrix(self.table)
+        if table.shape[0] != self.vocab_rows:
+            table = table[: self.vocab_rows]
+        if self.expansion is None:
+            return carve(self.slots[name], table, spent=spent)
+        bias = getattr(getattr(self.expansion, "base_layer", self.expansion), "bias", None)
+        return carve(self.slots[name], table, stored_matrix(self.expansion), bias, spent)
+
+    def _key(self) -> tuple[Any, ...] | None:
+        """What changes with the carved weights; None where nothing may be kept: traces, adapters, hooks."""
+        if torch.compiler.is_compiling() or any(_called(leaf) for leaf in self.leaves()):
+            return None
+        key: list[Any] = [torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
+        for held in self._held():
+            version = None if held.is_inference() else held._version
+            key.append((id(held), held.data_ptr(), held.dtype, held.device, held.requires_grad, version))
+            key.append(carving_dtype(held))
+        return tuple(key)
+
+    def _held(self) -> Iterator[Tensor]:
+        for leaf in self.leaves():
+            yield from leaf.parameters()
+            yield from leaf.buffers()
+
+    def forget(self) -> None:
+        """Let go of every carved weight."""
+        self._carved.clear()
+
+    @torch.no_grad()
+    def resize(self, rows: int, padding_idx: int | None) -> int | None:
+        """Grow or shrink the table; the carved weights stay.
+
+        :return: the padding row, None if it was cut off.
+        :raises TargetError: if carved rows would be cut off.
+        """
+        if rows < self.vocab_rows:
+            raise TargetError(
+                f"the hidden weights are carved out of the first {self.vocab_rows} rows of the table: {rows} rows "
+                "would change all of them. Keep the rows, or make the model plain first (fewfold.densify, materialize)"
+            )
+        self.table, padding_idx = resized(self.table, rows, padding_idx)
+        self.forget()
+        return padding_idx
+
+    def resized_settings(self) -> dict[str, Any]:
+        """The table's rows."""
+        return {"rows": self.table.num_embeddings}
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.forget()
+        return super()._apply(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Any:
+        """As every module's; what was carved is forgotten."""
+        self.forget()
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_carved": {}}
+
+    def extra_repr(self) -> str:
+        """Sizes."""
+        return f"vocab_rows={self.vocab_rows}, slots={len(self.slots)}"
+
+
+def _called(leaf: nn.Module) -> bool:
+    if isinstance(leaf, Assembled):
+        return any(must_be_called(held) for held in leaf.leaves())
+    return must_be_called(leaf, hooks=False)
+
+
+def stored_matrix(leaf: nn.Module) -> Tensor:
+    """A leaf's matrix, also where the leaf is compressed itself, or has hooks for its look-ups."""
+    if isinstance(leaf, Assembled):
+        return leaf.assembled_weight()
+    if _called(leaf):
+        return matrix_of(leaf)
+    return leaf.matrix() if isinstance(leaf, StoredLinear | StoredEmbedding) else leaf.weight  # type: ignore[return-value]

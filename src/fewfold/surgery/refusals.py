@@ -1,0 +1,38 @@
+"""What cannot be replaced, and why."""
+
+from __future__ import annotations
+
+from torch import nn
+
+_PLAIN_LINEARS = {"FalconLinear"}  # a forward of its own that is x·Wᵀ + b too
+
+
+def embedding_scale(module: nn.Embedding) -> float | None:
+    """The factor a scaled embedding multiplies with; None where its forward is something else."""
+    if type(module).forward is nn.Embedding.forward:
+        return 1.0
+    scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
+    return float(scale) if isinstance(scale, int | float) else None
+
+
+def _is_plain(kind: type[nn.Linear]) -> bool:
+    """Whether a linear layer computes x·Wᵀ + b, in ``nn.Linear``'s way or in one that is known."""
+    known = kind.__name__ in _PLAIN_LINEARS and kind.__module__.startswith("transformers.")
+    return known or kind.forward is nn.Linear.forward
+
+
+def refusal_of(module: nn.Module, parent: nn.Module | None) -> str | None:
+    """Why a module cannot be replaced, or None.
+
+    :param parent: the module that holds it.
+    """
+    if isinstance(parent, nn.MultiheadAttention):
+        return "nn.MultiheadAttention reads this weight instead of calling the module"
+    if isinstance(module, nn.Linear) and not _is_plain(type(module)):
+        return f"{type(module).__name__} computes something else than x·Wᵀ + b"
+    if isinstance(module, nn.Embedding):
+        if module.max_norm is not None:
+            return "the embedding renormalises its rows (max_norm)"
+        if embedding_scale(module) is None:
+            return f"{type(module).__name__} computes something else than a look-up times a constant"
+    return None
