@@ -140,6 +140,8 @@ def record_sizes(model: nn.Module) -> None:
     present = stores_of(model)
     stores = [
         record.model_copy(update={"settings": {**record.settings, **present[record.name].resized_settings()}})
+        if record.name in present  # a body that was loaded without its head lacks the head's stores
+        else record
         for record in structure.stores
     ]
     config.quantization_config = FewfoldConfig(structure.model_copy(update={"targets": records, "stores": stores}))
