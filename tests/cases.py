@@ -19,7 +19,16 @@ import pytest
 from models import MODELS, make, outputs
 
 import fewfold
-from fewfold import Dense, EmbeddingAutoencoder, LowRank, SharedFactors, SubvectorCodes, TensorTrain, Tucker
+from fewfold import (
+    Dense,
+    EmbeddingAutoencoder,
+    LowRank,
+    SharedFactors,
+    SharedLayers,
+    SubvectorCodes,
+    TensorTrain,
+    Tucker,
+)
 from fewfold.checkpoint.structure import StoreRecord, TargetRecord
 from fewfold.linalg.tensor_train import balanced_factors
 from fewfold.methods.slices.layout import group_targets
@@ -42,6 +51,7 @@ class MethodCase:
     :param store_parameters: stored numbers of one store, from its record.
     :param tables: whether it replaces embeddings.
     :param linears: whether it replaces linear maps.
+    :param heads: whether it also replaces linear maps outside of the layers.
     :param rounded: whether saving rounds some of its numbers in every stored dtype.
     """
 
@@ -53,6 +63,7 @@ class MethodCase:
     store_parameters: Callable[[StoreRecord], int] = lambda record: 0
     tables: bool = True
     linears: bool = True
+    heads: bool = True
     rounded: bool = False
 
 
@@ -163,6 +174,14 @@ def _train_weight(
     return _join(record, slices)
 
 
+def _layer_weight(
+    record: TargetRecord, tensors: dict[str, np.ndarray], store: StoreRecord, shared: dict[str, np.ndarray]
+) -> np.ndarray:
+    if not record.settings["rank"]:
+        return shared["matrix.weight"]
+    return shared["matrix.weight"] + np.einsum("or,ri->oi", tensors["up.weight"], tensors["down.weight"])
+
+
 def _each(values: Callable[[Any], dict[str, Any]]) -> Callable[[list[Any]], dict[str, dict[str, Any]]]:
     return lambda targets: {target.name: found for target in targets if (found := values(target))}
 
@@ -207,6 +226,16 @@ METHODS: dict[str, MethodCase] = {
         assemble=_train_weight,
         store_parameters=_train_parameters,
         tables=False,
+    ),
+    "shared_layers": MethodCase(
+        SharedLayers,
+        full=_each(lambda target: {"delta_rank": 16}),
+        small={"delta_rank": 2, "weighting": "none"},
+        parameters=lambda record: record.settings["rank"] * (record.rows + record.columns),
+        assemble=_layer_weight,
+        store_parameters=lambda store: store.settings["rows"] * store.settings["columns"],
+        tables=False,
+        heads=False,
     ),
     "embedding_autoencoder": MethodCase(
         EmbeddingAutoencoder,
@@ -254,6 +283,8 @@ def targets_of(name: str, method: str) -> list[str]:
         pytest.skip("the model has no table")
     if not METHODS[method].linears:
         return ["embeddings"]
+    if not METHODS[method].heads:
+        return ["linears"]
     if METHODS[method].tables:
         return ["all", *MODELS[name].head]
     return ["linears", *(head for head in MODELS[name].head if head not in ("lm_head", "embed_out"))]

@@ -30,6 +30,7 @@ from fewfold.methods.dense.config import Dense
 from fewfold.methods.embedding_autoencoder.config import EmbeddingAutoencoder
 from fewfold.methods.low_rank.config import LowRank
 from fewfold.methods.shared_factors.config import SharedFactors
+from fewfold.methods.shared_layers.config import SharedLayers
 from fewfold.methods.subvector_codes.config import SubvectorCodes
 from fewfold.methods.tensor_train.config import TensorTrain
 from fewfold.methods.tucker.config import Tucker
@@ -53,6 +54,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "SharedFactors",
+    "SharedLayers",
     "SubvectorCodes",
     "TargetError",
     "TaskError",

@@ -20,12 +20,13 @@ from fewfold.methods.dense.config import Dense
 from fewfold.methods.embedding_autoencoder.config import EmbeddingAutoencoder
 from fewfold.methods.low_rank.config import LowRank
 from fewfold.methods.shared_factors.config import SharedFactors
+from fewfold.methods.shared_layers.config import SharedLayers
 from fewfold.methods.subvector_codes.config import SubvectorCodes
 from fewfold.methods.tensor_train.config import TensorTrain
 from fewfold.methods.tucker.config import Tucker
 
 AnyConfig = Annotated[
-    LowRank | SharedFactors | Tucker | TensorTrain | SubvectorCodes | EmbeddingAutoencoder | Dense,
+    LowRank | SharedFactors | Tucker | TensorTrain | SharedLayers | SubvectorCodes | EmbeddingAutoencoder | Dense,
     Field(discriminator="method"),
 ]
 

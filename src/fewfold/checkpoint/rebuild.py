@@ -125,6 +125,8 @@ def _check_shape(model: nn.Module, target: Target) -> None:
     """Compare a record with the dense module that stands in the model's skeleton."""
     module = model.get_submodule(target.module)
     weight = getattr(module, "weight", None)
+    if target.kind == "norm" and weight is not None and weight.dim() == 1:
+        weight = weight[:, None]
     if weight is None or weight.dim() != 2:
         raise CheckpointError(f"the structure replaces {target.module}, a {type(module).__name__} without a matrix")
     shape = tuple(weight.t().shape if target.transposed else weight.shape)

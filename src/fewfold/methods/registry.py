@@ -8,6 +8,7 @@ from fewfold.methods.dense.fit import DenseMethod
 from fewfold.methods.embedding_autoencoder.fit import EmbeddingAutoencoderMethod
 from fewfold.methods.low_rank.fit import LowRankMethod
 from fewfold.methods.shared_factors.fit import SharedFactorsMethod
+from fewfold.methods.shared_layers.fit import SharedLayersMethod
 from fewfold.methods.subvector_codes.fit import SubvectorCodesMethod
 from fewfold.methods.tensor_train.fit import TensorTrainMethod
 from fewfold.methods.tucker.fit import TuckerMethod
@@ -16,6 +17,7 @@ _ALL: tuple[Method, ...] = (
     LowRankMethod(),
     SharedFactorsMethod(),
     TuckerMethod(),
+    SharedLayersMethod(),
     TensorTrainMethod(),
     SubvectorCodesMethod(),
     EmbeddingAutoencoderMethod(),

@@ -138,6 +138,8 @@ def _refill(shell: nn.Module, module: nn.Module) -> nn.Module:
         weight, bias = _dense_weight(module), getattr(module, "bias", None)
     if isinstance(module, AssembledEmbedding):
         dense.num_embeddings, dense.padding_idx = module.num_embeddings, module.padding_idx  # type: ignore[assignment]
+    elif weight.shape[1:] == (1,) and shell._parameters["weight"].dim() == 1:  # type: ignore[union-attr]
+        weight = weight[:, 0]
     elif isinstance(shell, Conv1D):
         weight, dense.nf = weight.t(), weight.shape[0]  # type: ignore[assignment]
     else:

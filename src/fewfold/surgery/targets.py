@@ -16,7 +16,7 @@ from fewfold.errors import TargetError
 from fewfold.surgery.layouts import FusedLinear, FusedParts, Part, fused_parts
 from fewfold.surgery.ties import Tie, find_ties
 
-Kind = Literal["linear", "embedding"]
+Kind = Literal["linear", "embedding", "norm"]
 
 _HEAD_WORDS = {"pooler", "classifier", "lm_head", "score", "qa_outputs", "router", "cls"}
 _PLAIN_LINEARS = {"FalconLinear"}  # a forward of its own that is x·Wᵀ + b too
@@ -28,7 +28,8 @@ class Target:
 
     :param name: the module's name, with ``:part`` for a part of a fused projection.
     :param module: the module's name.
-    :param kind: ``linear`` (matrix ``(out, in)``) or ``embedding`` (table ``(vocab, dim)``).
+    :param kind: ``linear`` (matrix ``(out, in)``), ``embedding`` (table ``(vocab, dim)``) or ``norm`` (``(width, 1)``;
+        only methods that take norms along make such targets).
     :param rows: ``out`` or ``vocab``.
     :param columns: ``in`` or ``dim``.
     :param bias: whether the module adds a bias.
@@ -68,8 +69,8 @@ class Target:
     @property
     def layout(self) -> str:
         """In words: how the matrix sits in its module."""
-        if self.kind == "embedding":
-            return "table"
+        if self.kind != "linear":
+            return "table" if self.kind == "embedding" else "vector"
         words = "in×out" if self.transposed else "out×in"
         return f"{words}[{self.part.name}]" if self.part else words
 
@@ -278,6 +279,8 @@ def read_weight(model: nn.Module, target: Target) -> Tensor:
     if weight.is_meta:
         raise TargetError(f"{target.name} is on the meta device: load the weights before compressing")
     weight = weight.detach()
+    if target.kind == "norm" and not isinstance(module, Assembled):
+        weight = weight[:, None]
     if target.transposed and not isinstance(module, Assembled):
         weight = weight.t()
     if target.part is not None:
