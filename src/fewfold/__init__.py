@@ -13,7 +13,9 @@ from fewfold.budget.budget import Budget
 from fewfold.checkpoint.densify import densify
 from fewfold.checkpoint.hook import install as _install
 from fewfold.checkpoint.save import load, save
+from fewfold.checkpoint.unshare import unshare
 from fewfold.compress import compress
+from fewfold.convert.albert import from_albert, to_albert
 from fewfold.distill.api import distill
 from fewfold.distill.config import DistillConfig
 from fewfold.errors import (
@@ -63,10 +65,13 @@ __all__ = [
     "compress",
     "densify",
     "distill",
+    "from_albert",
     "load",
     "pack",
     "save",
     "set_form",
     "summary",
+    "to_albert",
     "unpack",
+    "unshare",
 ]

@@ -21,6 +21,7 @@ from fewfold.methods.embedding_autoencoder.config import EmbeddingAutoencoder
 from fewfold.methods.low_rank.config import LowRank
 from fewfold.methods.shared_factors.config import SharedFactors
 from fewfold.methods.shared_layers.config import SharedLayers
+from fewfold.methods.shared_layers.presets import LAYERS
 from fewfold.methods.subvector_codes.config import SubvectorCodes
 from fewfold.methods.tensor_train.config import TensorTrain
 from fewfold.methods.tucker.config import Tucker
@@ -223,6 +224,12 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
                 Dense(targets="rest", stored_dtype="int8"),
             ],
         ),
+        (
+            "layers-default",
+            "ours: every block serves two neighbouring layers, its start their aligned mean; differences by budget",
+            [SharedLayers()],
+        ),
+        *LAYERS,
         ("svd", "truncated SVD of every linear (Eckart and Young 1936)", [LowRank(weighting="none")]),
         ("int8", "round to nearest, int8 a row", [Dense(targets="all", stored_dtype="int8")]),
         ("int4", "round to nearest, int4 in groups of 32", [Dense(targets="all", stored_dtype="int4")]),

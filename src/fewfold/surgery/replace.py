@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -163,12 +163,16 @@ def _dense_weight(module: Any) -> torch.Tensor:
 
 
 @torch.no_grad()
-def restore_modules(model: nn.Module) -> int:
+def restore_modules(model: nn.Module, only: Collection[str] | None = None) -> int:
     """Put plain dense modules back wherever an assembled one stands, in place.
 
+    :param only: names of linear maps and norms; None restores everything, tied modules included.
     :return: how many modules were restored.
     """
-    replaced = [module for module in model.modules() if isinstance(module, Replaced)]
+    if only is None:
+        replaced = [module for module in model.modules() if isinstance(module, Replaced)]
+    else:
+        replaced = [model.get_submodule(name) for name in only]  # type: ignore[misc]
     inner = {id(part) for module in replaced if isinstance(module, FusedLinear) for part in module.parts.values()}
     replaced = [module for module in replaced if id(module) not in inner]
     tables: dict[int, nn.Module] = {}
@@ -190,6 +194,7 @@ def restore_modules(model: nn.Module) -> int:
             else:
                 dense.num_embeddings = module.num_embeddings  # type: ignore[assignment]
             _swap(places, module, dense.train(module.training))
-    restore_tie_declarations(model)
+    if only is None:
+        restore_tie_declarations(model)
     drop_unused_stores(model)
     return len(replaced)
