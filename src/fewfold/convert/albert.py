@@ -28,9 +28,10 @@ MAPPING = "embedding_hidden_mapping_in"
 def to_albert(model: nn.Module) -> Any:
     """An ALBERT with the outputs of a BERT, as a new model.
 
-    Layers that are equal become one, as far as ALBERT's groups allow: of a BERT that shares all layers (with norms and
-    biases) one layer is left, of runs of equal layers a group each, of a cycle an inner stack; any other BERT becomes an
-    ALBERT of as many groups as it has layers. The embeddings are as wide as the layers; the map between is the identity.
+    Layers that are equal become one, as far as ALBERT's groups allow: of a BERT that shares all layers (with norms
+    and biases) one layer is left, of runs of equal layers a group each, of a cycle an inner stack; any other BERT
+    becomes an ALBERT of as many groups as it has layers. The embeddings are as wide as the layers, and the map between
+    is the identity.
 
     :param model: a ``BertModel``, or one with a head for masked language modelling, classification of sequences or
         tokens, question answering or multiple choice; shared or otherwise compressed by fewfold, or plain.
@@ -107,9 +108,7 @@ def _check_electra(kind: str, config: Any) -> None:
             "with the embeddings as wide as the layers"
         )
     if config.embedding_size == config.hidden_size:
-        raise TargetError(
-            f"AlbertModel maps {widths} by a matrix that is not the identity; neither BERT nor ELECTRA can"
-        )
+        raise TargetError(f"AlbertModel maps {widths} by a matrix that is not the identity; BERT and ELECTRA cannot")
 
 
 def _kind(model: nn.Module, family: str) -> str:
@@ -183,8 +182,7 @@ def _filled(new: Any, state: dict[str, Tensor], old: Any) -> Any:
     """The new model with these tensors, where and as the old one is."""
     missing, unexpected = new.load_state_dict(state, strict=False)
     if missing or unexpected:
-        raise TargetError(
-            f"{type(old).__name__}: {[*missing, *unexpected][0]} has no counterpart in {type(new).__name__}"
-        )
+        name = [*missing, *unexpected][0]
+        raise TargetError(f"{type(old).__name__}: {name} has no counterpart in {type(new).__name__}")
     new.tie_weights()
     return new.to(device=old.device, dtype=old.dtype).train(old.training)
