@@ -1,12 +1,12 @@
-"""all-MiniLM-L6-v2's six layers in three blocks and in one: every start with and without alignment, differences, rivals.
+"""all-MiniLM-L6-v2's six layers in three blocks and in one: starts with and without alignment, differences, rivals.
 
 Strict sharing stores a block for several layers and nothing else but biases and norms; the relaxed form adds a low-rank
 difference a layer. Rivals get the same bytes. All rows are calibrated on the same texts.
 
     python benchmarks/shared_layers_quality.py [--minutes 10] [--only PART] [--fresh]
 
-``--minutes`` distils the main rows as well, all and last hidden states, so long each. Every row goes into the results as
-soon as it is measured, and a row that is there is not measured again: a run that was stopped goes on.
+``--minutes`` distils the main rows as well, all and last hidden states, so long each. Every row goes into the results
+as soon as it is measured, and a row that is there is not measured again: a run that was stopped goes on.
 """
 
 from __future__ import annotations

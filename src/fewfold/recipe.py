@@ -184,7 +184,7 @@ def _preset(name: str, source: str, *methods: MethodConfig) -> Callable[[], Reci
 
 PRESETS: dict[str, Callable[[], Recipe]] = {
     name: _preset(name, source, *methods)
-    for name, source, methods in [
+    for name, source, methods in (
         ("low-rank", "ours: calibrated low rank on the linears", [LowRank()]),
         (
             "low-rank-int8",
@@ -229,11 +229,10 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
             "ours: every block serves two neighbouring layers, its start their aligned mean; differences by budget",
             [SharedLayers()],
         ),
-        *LAYERS,
         ("svd", "truncated SVD of every linear (Eckart and Young 1936)", [LowRank(weighting="none")]),
         ("int8", "round to nearest, int8 a row", [Dense(targets="all", stored_dtype="int8")]),
         ("int4", "round to nearest, int4 in groups of 32", [Dense(targets="all", stored_dtype="int4")]),
-    ]
+    )
 }
 
 
@@ -243,6 +242,7 @@ def _named(name: str) -> Callable[[], Recipe]:
     return lambda: recipe.model_copy(deep=True)
 
 
+PRESETS.update({name: _preset(name, source, *methods) for name, source, methods in LAYERS})
 PRESETS.update({name: _named(name) for name in PUBLISHED})
 
 

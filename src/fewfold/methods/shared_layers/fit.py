@@ -13,13 +13,24 @@ from fewfold.calibration.statistics import Statistics
 from fewfold.errors import TargetError
 from fewfold.linalg.low_rank import LowRankFactors
 from fewfold.linalg.round_factors import balance
-from fewfold.linalg.shared_mean import difference_spectra, mean_weight, shared_with_differences
+from fewfold.linalg.shared_mean import shared_with_differences
 from fewfold.methods.base import STORE, Cost, Method, MethodConfig, Records, Unit
 from fewfold.methods.shared_layers.config import SharedLayers
-from fewfold.methods.shared_layers.layout import Layout, mean_of_vectors, units_of
+from fewfold.methods.shared_layers.layout import mean_of_vectors, units_of
 from fewfold.methods.shared_layers.modules import BlockStore, NormStore, SharedAffine, SharedLinear, SharedNorm
 from fewfold.methods.shared_layers.places import role_of
 from fewfold.methods.shared_layers.refit import refit
+from fewfold.methods.shared_layers.sizes import (
+    config_of,
+    difference_form,
+    full_rank,
+    gains_of,
+    is_norm,
+    layout_of,
+    moments_of,
+    ranks_of,
+    start_of,
+)
 from fewfold.store import Store
 from fewfold.stored import StoredDtype
 from fewfold.surgery.targets import Target
@@ -53,16 +64,16 @@ class SharedLayersMethod(Method):
 
     def calibrates(self, unit: Unit) -> Literal["nothing", "inputs", "inputs and gradients"]:
         """Inputs, unless the weighting is none; norms need nothing."""
-        return "nothing" if _config(unit).weighting == "none" or _is_norm(unit) else "inputs"
+        return "nothing" if config_of(unit).weighting == "none" or is_norm(unit) else "inputs"
 
     def fixed(self, unit: Unit) -> Mapping[str, Any] | None:
         """The config's rank for every layer; a norm, or a block that serves one layer, has nothing to choose."""
-        if _is_norm(unit):
+        if is_norm(unit):
             return {}
         if len(unit.targets) == 1:
             return {"ranks": [0]}
-        rank = _config(unit).delta_rank
-        return None if rank is None else {"ranks": [min(rank, _full(unit))] * len(unit.targets)}
+        rank = config_of(unit).delta_rank
+        return None if rank is None else {"ranks": [min(rank, full_rank(unit))] * len(unit.targets)}
 
     def unbudgeted(self, unit: Unit) -> Mapping[str, Any]:
         """Strict sharing."""
@@ -70,9 +81,9 @@ class SharedLayersMethod(Method):
 
     def sizes(self, unit: Unit) -> list[Mapping[str, Any]]:
         """No differences, then ever more ranks of all layers together, as long as that costs less than dense."""
-        step, target = _config(unit).multiple_of, unit.targets[0]
+        step, target = config_of(unit).multiple_of, unit.targets[0]
         most = (unit.dense_parameters - target.numel - 1) // (target.rows + target.columns)
-        most = min(most, _full(unit) * len(unit.targets))
+        most = min(most, full_rank(unit) * len(unit.targets))
         return [{"total": total} for total in range(0, max(most, 0) + 1, step)]
 
     def cost(self, unit: Unit, settings: Mapping[str, Any], element_size: int = 4) -> Cost:
@@ -81,11 +92,11 @@ class SharedLayersMethod(Method):
         Before ranks are settled, the bytes of integer forms are those of the worst division among the layers.
         """
         target, count, stored = unit.targets[0], len(unit.targets), unit.config.stored
-        if _is_norm(unit):
+        if is_norm(unit):
             numbers = target.rows * (2 if target.bias else 1)
             return Cost(numbers, numbers * element_size, 0)
-        ranks = _ranks(unit, settings)
-        total, form = sum(ranks), _difference_form(_config(unit))
+        ranks = ranks_of(unit, settings)
+        total, form = sum(ranks), difference_form(config_of(unit))
         sides = target.rows + target.columns
         size = stored.matrix_bytes(target.rows, target.columns, element_size)
         parts = [total, *[1] * (count - 1)] if "total" in settings and form.is_integer else ranks
@@ -97,7 +108,7 @@ class SharedLayersMethod(Method):
         self, unit: Unit, sizes: Sequence[Mapping[str, Any]], weights: Mapping[str, Tensor], statistics: Statistics
     ) -> list[float]:
         """What differences from the block as it begins leave, shares of the layers' output energies summed."""
-        gains = torch.cat(_gains(unit, weights, statistics)).sort(descending=True).values
+        gains = torch.cat(gains_of(unit, weights, statistics)).sort(descending=True).values
         left = gains.sum() - torch.cat([gains.new_zeros(1), gains.cumsum(0)])
         return [max(float(left[size["total"]]), 0.0) for size in sizes]
 
@@ -107,7 +118,7 @@ class SharedLayersMethod(Method):
         """Gives the ranks that a budget chose to the layers that gain most by them."""
         if "total" not in settings:
             return settings
-        gains = _gains(unit, weights, statistics)
+        gains = gains_of(unit, weights, statistics)
         owners = torch.cat([torch.full((len(own),), number) for number, own in enumerate(gains)])
         chosen = owners[torch.cat(gains).argsort(descending=True, stable=True)[: settings["total"]]]
         return {"ranks": torch.bincount(chosen, minlength=len(gains)).tolist()}
@@ -121,16 +132,16 @@ class SharedLayersMethod(Method):
 
     def store_name(self, unit: Unit) -> str:
         """The place and the block."""
-        return _layout(unit).group.name
+        return layout_of(unit).group.name
 
     def records(self, unit: Unit, settings: Mapping[str, Any]) -> Records:
         """Each layer's rank; the block's sizes."""
-        first, config = unit.targets[0], _config(unit)
+        first, config = unit.targets[0], config_of(unit)
         shared = config.norms_and_biases == "shared" and first.bias
-        if _is_norm(unit):
+        if is_norm(unit):
             return Records({t.name: {} for t in unit.targets}, {"norm": first.rows, "bias": first.bias})
         targets: dict[str, dict[str, Any]] = {}
-        for target, rank in zip(unit.targets, _ranks(unit, settings), strict=True):
+        for target, rank in zip(unit.targets, ranks_of(unit, settings), strict=True):
             targets[target.name] = {"rank": rank}
             if rank and config.difference_dtype is not None:
                 targets[target.name]["difference_dtype"] = config.difference_dtype
@@ -142,11 +153,11 @@ class SharedLayersMethod(Method):
         self, unit: Unit, settings: Mapping[str, Any], weights: Mapping[str, Tensor], statistics: Statistics
     ) -> dict[str, dict[str, Tensor]]:
         """The block, the differences and the biases."""
-        if _is_norm(unit):
+        if is_norm(unit):
             return _fit_norm(unit, weights)
-        layout, config, ranks = _layout(unit), _config(unit), _ranks(unit, settings)
-        own, moments = layout.weights(weights), _moments(unit, weights, statistics)
-        start = _start(unit, own, moments, weights)
+        layout, config, ranks = layout_of(unit), config_of(unit), ranks_of(unit, settings)
+        own, moments = layout.weights(weights), moments_of(unit, weights, statistics)
+        start = start_of(unit, own, moments, weights)
         if any(ranks):
             shared, pairs, _ = shared_with_differences(own, ranks, moments, start, config.sweeps)
         else:
@@ -169,7 +180,7 @@ class SharedLayersMethod(Method):
         statistics: Statistics,
     ) -> None:
         """Biases turned as their weights are, and the mean error that is left; one for all where they are shared."""
-        layout, config, wanted = _layout(unit), _config(unit), []
+        layout, config, wanted = layout_of(unit), config_of(unit), []
         turns = layout.turns(weights)
         for target, turn, before, after in zip(unit.targets, turns, own, found, strict=True):
             dense = layout.bias(target)
@@ -188,9 +199,9 @@ class SharedLayersMethod(Method):
 
     def refits(self, unit: Unit) -> bool:
         """What a layer has to itself can be fitted again: its bias and its difference."""
-        if _is_norm(unit) or _config(unit).weighting == "none":
+        if is_norm(unit) or config_of(unit).weighting == "none":
             return False
-        return _config(unit).norms_and_biases == "private" and len(unit.targets) > 1
+        return config_of(unit).norms_and_biases == "private" and len(unit.targets) > 1
 
     def refit(
         self,
@@ -203,7 +214,7 @@ class SharedLayersMethod(Method):
     ) -> None:
         """See :func:`fewfold.methods.shared_layers.refit.refit`."""
         assert isinstance(module, SharedLinear)
-        turns = _layout(unit).alignment.turns(target, {target.name: weight})
+        turns = layout_of(unit).alignment.turns(target, {target.name: weight})
         refit(module, weight, bias, turns, statistics.drift[target.module])
 
     def build_store(self, settings: Mapping[str, Any], stored: StoredDtype) -> Store:
@@ -236,68 +247,10 @@ class SharedLayersMethod(Method):
         return kind(target.name, target.columns, target.rows, target.bias, store, rank, form)
 
 
-def _config(unit: Unit) -> SharedLayers:
-    assert isinstance(unit.config, SharedLayers)
-    return unit.config
-
-
-def _layout(unit: Unit) -> Layout:
-    assert isinstance(unit.layout, Layout)
-    return unit.layout
-
-
-def _is_norm(unit: Unit) -> bool:
-    return unit.targets[0].kind == "norm"
-
-
-def _full(unit: Unit) -> int:
-    return min(unit.targets[0].rows, unit.targets[0].columns)
-
-
-def _difference_form(config: SharedLayers) -> StoredDtype:
-    return StoredDtype(config.difference_dtype or config.stored_dtype, config.group_size)
-
-
-def _ranks(unit: Unit, settings: Mapping[str, Any]) -> list[int]:
-    """Each layer's rank; a total that is not settled yet, spread evenly."""
-    if "ranks" in settings:
-        return list(settings["ranks"])
-    total, count = settings["total"], len(unit.targets)
-    return [total // count + (number < total % count) for number in range(count)]
-
-
-def _moments(unit: Unit, weights: Mapping[str, Tensor], statistics: Statistics) -> list[Tensor] | None:
-    return None if _config(unit).weighting == "none" else _layout(unit).moments(statistics, weights)
-
-
-def _start(
-    unit: Unit, own: Sequence[Tensor], moments: Sequence[Tensor] | None, weights: Mapping[str, Tensor]
-) -> Tensor:
-    """The block before any difference is fitted."""
-    layout, init = _layout(unit), _config(unit).init
-    if init in ("mean", "weighted"):
-        return mean_weight(own, moments if init == "weighted" else None)
-    return layout.alignment.turns(layout.start, weights).weight(weights[layout.start.name])
-
-
-def _gains(unit: Unit, weights: Mapping[str, Tensor], statistics: Statistics) -> list[Tensor]:
-    """What every direction of every layer's difference is worth, as a share of the layer's output energy."""
-    layout = _layout(unit)
-    if layout.gains is None:
-        own, moments = layout.weights(weights), _moments(unit, weights, statistics)
-        start = _start(unit, own, moments, weights)
-        layout.gains = []
-        for number, spectrum in enumerate(difference_spectra(own, start, moments)):
-            seen = own[number] if moments is None else own[number] @ moments[number]
-            energy = float((seen * own[number]).sum())
-            layout.gains.append(spectrum.gains.clamp_min(0) / max(energy, 1e-30))
-    return layout.gains
-
-
 def _fit_norm(unit: Unit, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Weights and biases of a norm: of the layer that the block begins with, or the mean of all."""
-    layout = _layout(unit)
-    targets = [layout.start] if _config(unit).init in ("first", "stepwise") else list(unit.targets)
+    layout = layout_of(unit)
+    targets = [layout.start] if config_of(unit).init in ("first", "stepwise") else list(unit.targets)
     found = {"vectors.weight": mean_of_vectors([weights[target.name][:, 0] for target in targets])}
     fitted: dict[str, dict[str, Tensor]] = {STORE: found, **{target.name: {} for target in unit.targets}}
     if targets[0].bias:

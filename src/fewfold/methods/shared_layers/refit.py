@@ -35,7 +35,7 @@ def refit(module: SharedLinear, weight: Tensor, bias: Tensor | None, turns: Turn
     if bias is not None:
         moment, cross = moment - torch.outer(mean, mean), cross - torch.outer(dense_mean, mean)
     if module.rank and module.down is not None and module.up is not None:
-        wanted, moment = ridge_solution(moment, dense @ cross, turns.weight(weight), RIDGE)
+        wanted, _ = ridge_solution(moment, dense @ cross, turns.weight(weight), RIDGE)
         block = module.store(None).double().cpu()
         spectrum = calibrated_spectrum(wanted - block, moment)
         factors = balance(LowRankFactors(spectrum.up[:, : module.rank], spectrum.down[: module.rank]))
