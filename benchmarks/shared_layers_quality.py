@@ -25,11 +25,12 @@ from fewfold.tasks.data import distinct_sentences, wikitext2
 
 INITS = ("first", "stepwise", "mean", "weighted")
 ALIGN = {"as they are": "none", "aligned": "permute", "aligned and rotated": "rotate"}
+OURS = "aligned and rotated"
 BLOCKS = {3: "1/2", 2: "1/3", 1: "1/6"}  # blocks, and what part of the linears' bytes they keep
 ASKED = {"STS-B dev": 0.84, "nn10": 0.45}
 
 
-def strict(blocks: int, init: str = "weighted", align: str = "permute", **values: Any) -> SharedLayers:
+def strict(blocks: int, init: str = "weighted", align: str = "rotate", **values: Any) -> SharedLayers:
     """Blocks of neighbouring layers, no differences."""
     return SharedLayers(map="sequence", blocks=blocks, init=init, align=align, delta_rank=0, **values)
 
@@ -46,9 +47,9 @@ def contenders() -> dict[str, tuple[Any, Budget | None]]:
         for init in INITS:
             for words, align in ALIGN.items():
                 found[name_of(blocks, init, words)] = (strict(blocks, init, align), None)
-    found[name_of(2, "weighted", "aligned")] = (strict(2), None)
+    found[name_of(2, "weighted", OURS)] = (strict(2), None)
     for words, config in (("cycle", {"map": "cycle", "blocks": 3}), ("cycle_rev", {"map": "cycle_rev", "blocks": 3})):
-        found[f"3 blocks, weighted, aligned, {words}"] = (SharedLayers(delta_rank=0, **config), None)
+        found[f"3 blocks, weighted, {OURS}, {words}"] = (SharedLayers(delta_rank=0, **config), None)
     for blocks, share in BLOCKS.items():
         budget = Budget(bytes=f"{share} of linears")
         if blocks > 1:
@@ -66,7 +67,7 @@ def contenders() -> dict[str, tuple[Any, Budget | None]]:
 
 
 TRAINED = (
-    name_of(3, "weighted", "aligned"), name_of(1, "weighted", "aligned"), "1 block and differences, 1/2",
+    name_of(3, "weighted", OURS), name_of(1, "weighted", OURS), "1 block and differences, 1/2",
     "1 block and differences, 1/3", "low rank, 1/2", "low rank, 1/6",
 )  # fmt: skip
 
@@ -103,13 +104,13 @@ def claims(rows: Any, minutes: float | None) -> list[dict[str, Any]]:
         for blocks in (3, 1) for init in INITS for words in ALIGN if (name := name_of(blocks, init, words)) in there
     ]  # fmt: skip
     for blocks in (3, 1):
-        ours, group = name_of(blocks, "weighted", "aligned"), [r for r in strict_rows if r.name.startswith(str(blocks))]
+        ours, group = name_of(blocks, "weighted", OURS), [r for r in strict_rows if r.name.startswith(str(blocks))]
         if ours in there and len(group) == len(INITS) * len(ALIGN):
             gap = best(group).sts.spearman - rows.sts(ours)  # type: ignore[union-attr]
             what = f"{blocks} blocks: STS-B dev of the best strict row ({best(group).name}) less that of our default"
             checks.append(check(what, gap, 0.0, at_least=False))
     for blocks, share in ((3, "1/2"), (2, "1/3")):
-        ours, rival = f"1 block and differences, {share}", name_of(blocks, "weighted", "aligned")
+        ours, rival = f"1 block and differences, {share}", name_of(blocks, "weighted", OURS)
         if ours in there and rival in there:
             checks.append(check(f"nn10 of {ours} less that of {rival}", _nn10(there, ours) - _nn10(there, rival), 0.0))
     name = f"{TRAINED[0]}, {minutes:g} minutes" if minutes else ""

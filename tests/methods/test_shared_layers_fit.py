@@ -170,7 +170,7 @@ def test_permuted_layers_are_found_again(name):
         held.append(context)
     torch.testing.assert_close(outputs(model, name), dense, rtol=1e-4, atol=1e-5)
     unaligned = copy.deepcopy(model)
-    fewfold.compress(model, SharedLayers(map="all", **PLAIN))
+    fewfold.compress(model, SharedLayers(map="all", align=True, **PLAIN))
     fewfold.compress(unaligned, SharedLayers(map="all", align=False, **PLAIN))
     torch.testing.assert_close(outputs(model, name), dense, rtol=1e-4, atol=2e-5)
     assert float((outputs(unaligned, name) - dense).abs().max()) > 0.1

@@ -49,7 +49,7 @@ class SharedLayers(MethodConfig):
         "layers, or their mean weighted by what each layer's inputs look like (the plain mean without calibration)",
     )  # fmt: skip
     align: Literal["none", "permute", "rotate"] = Field(
-        "permute", description="before layers are averaged, put their neurons and heads into one order, exactly "
+        "rotate", description="before layers are averaged, put their neurons and heads into one order, exactly "
         "('permute', or True); 'rotate' also turns every head into one frame where that is exact",
     )  # fmt: skip
     weighting: Literal["auto", "none", "inputs"] = Field(
