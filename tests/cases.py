@@ -26,6 +26,7 @@ from fewfold import (
     LowRank,
     SharedBasis,
     SharedFactors,
+    SharedLayers,
     SubvectorCodes,
     TensorTrain,
     Tucker,
@@ -53,6 +54,7 @@ class MethodCase:
     :param store_parameters: stored numbers of one store, from its record.
     :param tables: whether it replaces embeddings.
     :param linears: whether it replaces linear maps.
+    :param heads: whether it also replaces linear maps outside of the layers.
     :param rounded: whether saving rounds some of its numbers in every stored dtype.
     :param scratch: whether it only serves training from scratch: it has no full size, and no row of a table goes.
     """
@@ -65,6 +67,7 @@ class MethodCase:
     store_parameters: Callable[[StoreRecord], int] = lambda record: 0
     tables: bool = True
     linears: bool = True
+    heads: bool = True
     rounded: bool = False
     scratch: bool = False
 
@@ -218,6 +221,14 @@ def _carved_weight(
     return np.array(numbers).reshape(shape).T
 
 
+def _layer_weight(
+    record: TargetRecord, tensors: dict[str, np.ndarray], store: StoreRecord, shared: dict[str, np.ndarray]
+) -> np.ndarray:
+    if not record.settings["rank"]:
+        return shared["matrix.weight"]
+    return shared["matrix.weight"] + np.einsum("or,ri->oi", tensors["up.weight"], tensors["down.weight"])
+
+
 def _each(values: Callable[[Any], dict[str, Any]]) -> Callable[[list[Any]], dict[str, dict[str, Any]]]:
     return lambda targets: {target.name: found for target in targets if (found := values(target))}
 
@@ -271,6 +282,16 @@ METHODS: dict[str, MethodCase] = {
         assemble=_train_weight,
         store_parameters=_train_parameters,
         tables=False,
+    ),
+    "shared_layers": MethodCase(
+        SharedLayers,
+        full=_each(lambda target: {"delta_rank": 16}),
+        small={"delta_rank": 2, "weighting": "none"},
+        parameters=lambda record: record.settings["rank"] * (record.rows + record.columns),
+        assemble=_layer_weight,
+        store_parameters=lambda store: store.settings["rows"] * store.settings["columns"],
+        tables=False,
+        heads=False,
     ),
     "embedding_autoencoder": MethodCase(
         EmbeddingAutoencoder,
@@ -328,6 +349,8 @@ def targets_of(name: str, method: str) -> list[str]:
         pytest.skip("the model has no table")
     if not METHODS[method].linears:
         return ["embeddings"]
+    if not METHODS[method].heads:
+        return ["linears"]
     if METHODS[method].tables:
         return ["all", *MODELS[name].head]
     return ["linears", *(head for head in MODELS[name].head if head not in ("lm_head", "embed_out"))]

@@ -13,7 +13,9 @@ from fewfold.budget.budget import Budget
 from fewfold.checkpoint.densify import densify
 from fewfold.checkpoint.hook import install as _install
 from fewfold.checkpoint.save import load, save
+from fewfold.checkpoint.unshare import unshare
 from fewfold.compress import compress
+from fewfold.convert.albert import from_albert, to_albert
 from fewfold.distill.api import distill
 from fewfold.distill.config import DistillConfig
 from fewfold.errors import (
@@ -33,6 +35,7 @@ from fewfold.methods.embedding_sharing.config import EmbeddingSharing
 from fewfold.methods.low_rank.config import LowRank
 from fewfold.methods.shared_basis.config import SharedBasis
 from fewfold.methods.shared_factors.config import SharedFactors
+from fewfold.methods.shared_layers.config import SharedLayers
 from fewfold.methods.subvector_codes.config import SubvectorCodes
 from fewfold.methods.tensor_train.config import TensorTrain
 from fewfold.methods.tucker.config import Tucker
@@ -61,6 +64,7 @@ __all__ = [
     "RecipeError",
     "SharedBasis",
     "SharedFactors",
+    "SharedLayers",
     "SubvectorCodes",
     "TargetError",
     "TaskError",
@@ -69,10 +73,13 @@ __all__ = [
     "compress",
     "densify",
     "distill",
+    "from_albert",
     "load",
     "pack",
     "save",
     "set_form",
     "summary",
+    "to_albert",
     "unpack",
+    "unshare",
 ]

@@ -143,7 +143,7 @@ def _settled(
         settings = method.settle(unit, choice.settings, weights, statistics) if fit else choice.settings
         store = ""
         if method.records(unit, settings).store is not None:
-            store = free_name(model, unit.method, (other.store for other in settled))
+            store = free_name(model, method.store_name(unit), (other.store for other in settled))
         settled.append(replace(choice, settings=settings, store=store))
     return settled
 

@@ -22,6 +22,8 @@ from fewfold.methods.embedding_sharing.config import EmbeddingSharing
 from fewfold.methods.low_rank.config import LowRank
 from fewfold.methods.shared_basis.config import SharedBasis
 from fewfold.methods.shared_factors.config import SharedFactors
+from fewfold.methods.shared_layers.config import SharedLayers
+from fewfold.methods.shared_layers.presets import LAYERS
 from fewfold.methods.subvector_codes.config import SubvectorCodes
 from fewfold.methods.tensor_train.config import TensorTrain
 from fewfold.methods.tucker.config import Tucker
@@ -32,6 +34,7 @@ AnyConfig = Annotated[
     | SharedFactors
     | Tucker
     | TensorTrain
+    | SharedLayers
     | SubvectorCodes
     | EmbeddingAutoencoder
     | EmbeddingSharing
@@ -255,6 +258,11 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
             "Hu et al., ShareBERT (AAAI 2024) and Neural Networks 191 (2025): hidden weights out of the table itself",
             [EmbeddingSharing(expansion=False)],
         ),
+        (
+            "layers-default",
+            "ours: every block serves two neighbouring layers, its start their aligned mean; differences by budget",
+            [SharedLayers()],
+        ),
         ("svd", "truncated SVD of every linear (Eckart and Young 1936)", [LowRank(weighting="none")]),
         ("int8", "round to nearest, int8 a row", [Dense(targets="all", stored_dtype="int8")]),
         ("int4", "round to nearest, int4 in groups of 32", [Dense(targets="all", stored_dtype="int4")]),
@@ -268,6 +276,7 @@ def _named(name: str) -> Callable[[], Recipe]:
     return lambda: recipe.model_copy(deep=True)
 
 
+PRESETS.update({name: _preset(name, source, *methods) for name, source, methods in LAYERS})
 PRESETS.update({name: _named(name) for name in PUBLISHED})
 
 

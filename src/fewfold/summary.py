@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from fewfold.assembled import Assembled
 from fewfold.checkpoint.config import structure_of
 from fewfold.checkpoint.structure import StoreRecord, TargetRecord
 from fewfold.measure.parameters import stored_bytes, unique_parameters
+from fewfold.methods.registry import method_named
 from fewfold.store import Store, stores_of
 from fewfold.stored import StoredEmbedding, StoredLinear
 from fewfold.surgery.layouts import FusedLinear
@@ -51,6 +52,7 @@ class Summary:
     :param bytes: bytes of its tensors on disk.
     :param dense_parameters: unique parameters before compression.
     :param budgets: what was asked and reached.
+    :param notes: what a method wants known of itself: what it saves, and what it does not.
     """
 
     rows: list[SummaryRow]
@@ -58,6 +60,7 @@ class Summary:
     bytes: int
     dense_parameters: int
     budgets: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[SummaryRow]:
         return iter(self.rows)
@@ -88,7 +91,7 @@ class Summary:
             f"{self.dense_parameters / max(self.parameters, 1):.2f}× fewer), {self.bytes / 1e6:,.2f} MB"
         )
         lines += [f"budget {b['asked']}: limit {b['limit']:,.6g}, reached {b['reached']:,.6g}" for b in self.budgets]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 def summary(model: nn.Module) -> Summary:
@@ -102,7 +105,11 @@ def summary(model: nn.Module) -> Summary:
     dense = parameters - sum(row.parameters for row in rows) + sum(row.dense for row in rows)
     steps = structure.provenance.get("steps", []) if structure is not None else []
     budgets = [budget for step in steps for budget in step["budgets"]]
-    return Summary(rows, parameters, stored_bytes(model), dense, budgets)
+    notes = []
+    for method in dict.fromkeys(record.method for record in records):
+        counts = [sum(record.method == method for record in found) for found in (records, stores)]
+        notes += method_named(method).notes(*counts)
+    return Summary(rows, parameters, stored_bytes(model), dense, budgets, notes)
 
 
 def _row(model: nn.Module, record: TargetRecord) -> SummaryRow:
@@ -110,11 +117,14 @@ def _row(model: nn.Module, record: TargetRecord) -> SummaryRow:
     if isinstance(module, FusedLinear) and record.part is not None:
         module = module.parts[record.part]
     assert isinstance(module, Assembled)
-    held: list[Tensor] = [value for name, value in module.named_parameters(recurse=False) if name.startswith("bias")]
-    held += [bias for bias in [getattr(module, "bias", None)] if isinstance(bias, Tensor)]
-    own = {id(bias): bias for bias in held}.values()
+    bias = getattr(module, "bias", None)
+    held = [value for name, value in module.named_parameters(recurse=False) if name.startswith("bias")]
+    held += [bias] if isinstance(bias, nn.Parameter) else []
+    own = {id(one): one for one in held}.values()
     biases, bias_bytes = sum(b.numel() for b in own), sum(b.numel() * b.element_size() for b in own)
-    layouts = {"embedding": "table", "conv": "kernel", "recurrent": "gates"}
+    # a bias that a store owns counts there, and as part of what was dense
+    shared = record.rows if isinstance(bias, Tensor) and not isinstance(bias, nn.Parameter) else 0
+    layouts = {"embedding": "table", "conv": "kernel", "recurrent": "gates", "norm": "vector"}
     layout = layouts.get(record.kind, "in×out" if record.transposed else "out×in")
     form = module.running_form
     numbers = stored_numbers(module)
@@ -122,7 +132,7 @@ def _row(model: nn.Module, record: TargetRecord) -> SummaryRow:
         target=record.name, method=record.method,
         rank=_settings(record.settings),
         layout=layout + (f"[{record.part}]" if record.part else ""), form=form, stored=record.stored_dtype,
-        parameters=numbers - biases, dense=record.rows * record.columns,
+        parameters=numbers - biases, dense=record.rows * record.columns + shared,
         bytes=stored_bytes(module) - bias_bytes,
         macs=module.dense_macs() if form == "rebuilt" else module.chain_macs(),
     )  # fmt: skip

@@ -80,6 +80,10 @@ def plan(
     reached = []
     for budget, covered in _coverage(model, units, budgets):
         reached.append(_spend(model, units, budget, covered, choices, costs, weights, statistics, fit))
+    for number, unit in enumerate(units):
+        settings = method_named(unit.method).unbudgeted(unit) if number not in choices else None
+        if settings is not None:
+            choices[number] = Choice(unit, settings)
     missing = [unit.name for number, unit in enumerate(units) if number not in choices]
     if missing:
         raise BudgetError(

@@ -34,7 +34,7 @@ class TimingTable:
 
     def dense(self, target: Target) -> float:
         """One dense weight."""
-        if target.kind == "embedding":
+        if target.kind != "linear":
             return 0.0
         name = f"dense {target.rows}x{target.columns}"
         if name not in self.records:
@@ -47,7 +47,7 @@ class TimingTable:
         method = method_named(unit.method)
         total = [0.0] * len(sizes)
         for target in unit.targets:
-            if target.kind == "embedding":
+            if target.kind != "linear":
                 continue
             dense = self.dense(target)
             real = [(index, size) for index, size in enumerate(sizes) if size is not None]

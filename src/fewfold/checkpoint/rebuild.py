@@ -134,6 +134,8 @@ def _check_shape(model: nn.Module, target: Target) -> None:
                 f"but the model has a {type(module).__name__} there: config.json was altered, or is another model's"
             )
         return
+    if target.kind == "norm" and weight is not None and weight.dim() == 1:
+        weight = weight[:, None]
     if weight is None or weight.dim() != 2:
         raise CheckpointError(f"the structure replaces {target.module}, a {type(module).__name__} without a matrix")
     shape = tuple(weight.t().shape if target.transposed else weight.shape)

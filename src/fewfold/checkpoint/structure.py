@@ -25,7 +25,7 @@ class TargetRecord(BaseModel):
     name: str
     module: str
     part: str | None = None
-    kind: Literal["linear", "embedding", "conv", "recurrent"]
+    kind: Literal["linear", "embedding", "conv", "recurrent", "norm"]
     rows: int = Field(gt=0)
     columns: int = Field(gt=0)
     bias: bool = False

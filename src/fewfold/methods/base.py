@@ -138,6 +138,17 @@ class Method(ABC):
         """
         return [Unit(self.name, config, (target,)) for target in targets]
 
+    def takes(self, config: MethodConfig, targets: Sequence[Target]) -> list[Target]:
+        """Those of the chosen targets that the config is about; the rest is left to later configs.
+
+        :raises TargetError: if there are none.
+        """
+        return list(targets)
+
+    def units_in(self, model: nn.Module, config: MethodConfig, targets: Sequence[Target], width: int) -> list[Unit]:
+        """As :meth:`units`, for methods that have to look at the model, or take along more of it (norms)."""
+        return self.units(config, targets, width)
+
     @abstractmethod
     def check(self, unit: Unit) -> None:
         """Refuse values that cannot work for these targets.
@@ -159,6 +170,10 @@ class Method(ABC):
     @abstractmethod
     def fixed(self, unit: Unit) -> Mapping[str, Any] | None:
         """The settings that the config fixes by itself, or None where a budget has to choose."""
+
+    def unbudgeted(self, unit: Unit) -> Mapping[str, Any] | None:
+        """The settings where neither the config nor a budget chooses any; None where that is a mistake."""
+        return None
 
     @abstractmethod
     def sizes(self, unit: Unit) -> list[Mapping[str, Any]]:
@@ -185,6 +200,14 @@ class Method(ABC):
     ) -> Mapping[str, Any]:
         """``settings`` with what the weights decide; called once, before the fit."""
         return settings
+
+    def store_name(self, unit: Unit) -> str:
+        """What to call the unit's store: letters, digits and ``_``."""
+        return self.name
+
+    def notes(self, targets: int, stores: int) -> list[str]:
+        """What a summary should say of a model with so many targets of this method, and stores that they share."""
+        return []
 
     def records(self, unit: Unit, settings: Mapping[str, Any]) -> Records:
         """What the structure says of ``unit`` at ``settings``."""

@@ -10,6 +10,7 @@ from fewfold.methods.embedding_sharing.fit import EmbeddingSharingMethod
 from fewfold.methods.low_rank.fit import LowRankMethod
 from fewfold.methods.shared_basis.fit import SharedBasisMethod
 from fewfold.methods.shared_factors.fit import SharedFactorsMethod
+from fewfold.methods.shared_layers.fit import SharedLayersMethod
 from fewfold.methods.subvector_codes.fit import SubvectorCodesMethod
 from fewfold.methods.tensor_train.fit import TensorTrainMethod
 from fewfold.methods.tucker.fit import TuckerMethod
@@ -19,6 +20,7 @@ _ALL: tuple[Method, ...] = (
     SharedBasisMethod(),
     SharedFactorsMethod(),
     TuckerMethod(),
+    SharedLayersMethod(),
     TensorTrainMethod(),
     SubvectorCodesMethod(),
     EmbeddingAutoencoderMethod(),

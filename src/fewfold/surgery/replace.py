@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -148,6 +148,8 @@ def _refill(shell: nn.Module, module: nn.Module, shared: Shared | None = None) -
         biases = {name: getattr(module, name, None) for name in shell._parameters if name not in weights}
     if isinstance(module, AssembledEmbedding):
         dense.num_embeddings, dense.padding_idx = module.num_embeddings, module.padding_idx  # type: ignore[assignment]
+    elif isinstance(plain := shell._parameters.get("weight"), nn.Parameter) and plain.dim() == 1:
+        weights = {"weight": weights["weight"][:, 0]}
     elif isinstance(shell, Conv1D):
         weights = {"weight": weights["weight"].t()}
         dense.nf = weights["weight"].shape[1]  # type: ignore[assignment]
@@ -180,13 +182,17 @@ def _dense_weight(module: Any) -> torch.Tensor:
 
 
 @torch.no_grad()
-def restore_modules(model: nn.Module, share: bool = False) -> int:
+def restore_modules(model: nn.Module, share: bool = False, only: Collection[str] | None = None) -> int:
     """Put plain dense modules back wherever an assembled one stands, in place.
 
     :param share: modules that are assembled from the very same tensors get one Parameter in common.
+    :param only: names of linear maps and norms; None restores everything, tied modules included.
     :return: how many modules were restored.
     """
-    replaced = [module for module in model.modules() if isinstance(module, Replaced)]
+    if only is None:
+        replaced = [module for module in model.modules() if isinstance(module, Replaced)]
+    else:
+        replaced = [model.get_submodule(name) for name in only]  # type: ignore[misc]
     inner = {id(part) for module in replaced if isinstance(module, FusedLinear) for part in module.parts.values()}
     replaced = [module for module in replaced if id(module) not in inner]
     tables: dict[int, nn.Module] = {}
@@ -213,6 +219,7 @@ def restore_modules(model: nn.Module, share: bool = False) -> int:
             else:
                 dense.num_embeddings = module.num_embeddings  # type: ignore[assignment]
             _swap(places, module, dense.train(module.training))
-    restore_tie_declarations(model)
+    if only is None:
+        restore_tie_declarations(model)
     drop_unused_stores(model)
     return len(replaced)

@@ -18,7 +18,7 @@ from fewfold.surgery.layouts import FusedLinear, FusedParts, Part, fused_parts
 from fewfold.surgery.refusals import embedding_scale, refusal_of
 from fewfold.surgery.ties import Tie, find_ties
 
-Kind = Literal["linear", "embedding", "conv", "recurrent"]
+Kind = Literal["linear", "embedding", "conv", "recurrent", "norm"]
 OPERATORS = ("conv", "recurrent")  # only found when asked for: few methods serve them
 
 BODY = ("linear", "embedding", *OPERATORS)
@@ -32,7 +32,8 @@ class Target:
     :param name: the module's name, with ``:part`` for a part of a fused projection.
     :param module: the module's name.
     :param kind: ``linear`` (matrix ``(out, in)``), ``embedding`` (table ``(vocab, dim)``), ``conv`` (kernel, flattened
-        to ``(out, in · width)``) or ``recurrent`` (all weights of an LSTM or GRU side by side, ``(gates, in)``).
+        to ``(out, in · width)``), ``recurrent`` (all weights of an LSTM or GRU side by side, ``(gates, in)``) or
+        ``norm`` (``(width, 1)``; only methods that take norms along make such targets).
     :param rows: ``out`` or ``vocab``.
     :param columns: ``in`` or ``dim``.
     :param bias: whether the module adds a bias.
@@ -78,8 +79,8 @@ class Target:
     @property
     def layout(self) -> str:
         """In words: how the matrix sits in its module."""
-        if self.kind == "embedding":
-            return "table"
+        if self.kind in ("embedding", "norm"):
+            return "table" if self.kind == "embedding" else "vector"
         if self.kind in OPERATORS:
             return self.operator
         words = "in×out" if self.transposed else "out×in"
@@ -269,6 +270,8 @@ def read_weight(model: nn.Module, target: Target) -> Tensor:
     if weight.is_meta:
         raise TargetError(f"{target.name} is on the meta device: load the weights before compressing")
     weight = weight.detach()
+    if target.kind == "norm" and not isinstance(module, Assembled):
+        weight = weight[:, None]
     if target.transposed and not isinstance(module, Assembled):
         weight = weight.t()
     if target.part is not None:

@@ -24,11 +24,13 @@ def find_units(model: nn.Module, recipe: Recipe) -> list[Unit]:
     """
     targets = find_targets(model, operators=True)
     width = model_width(targets)
-    taken: set[str] = set()
+    taken: dict[str, tuple[str, set[str]]] = {}  # by module: the method that took it, and which parts
     units: list[Unit] = []
     for config in recipe.methods:
-        served = [t for t in targets if t.kind in method_of(config).kinds]
-        chosen = [t for t in _chosen(model, served, config) if t.module not in taken]
+        method = method_of(config)
+        served = [t for t in targets if t.kind in method.kinds]
+        wanted = method.takes(config, _chosen(model, served, config))
+        chosen = [t for t in wanted if _is_free(t, method.name, taken)]
         if not chosen and config.targets in ("rest", ["rest"]) and len(recipe.methods) > 1:
             continue  # bodies without poolers and positions leave nothing
         if not chosen:
@@ -36,14 +38,22 @@ def find_units(model: nn.Module, recipe: Recipe) -> list[Unit]:
                 f"{type(config).__name__}(targets={config.targets!r}) has no target left: earlier configs of the "
                 "recipe take all of them; put the narrower config first"
             )
-        taken |= {target.module for target in chosen}
-        method = method_of(config)
+        for target in chosen:
+            taken.setdefault(target.module, (method.name, set()))[1].add(target.name)
         for settings, group in _grouped(config, chosen):
-            new = method.units(settings, group, width)
+            new = method.units_in(model, settings, group, width)
             for unit in new:
                 method.check(unit)
             units.extend(new)
     return units
+
+
+def _is_free(target: Target, method: str, taken: dict[str, tuple[str, set[str]]]) -> bool:
+    """Whether no earlier config has a target; parts of one fused projection may go to several configs of one method."""
+    owner, names = taken.get(target.module, (method, set()))
+    return (
+        owner == method and target.module not in names and not (names if target.part is None else target.name in names)
+    )
 
 
 def _chosen(model: nn.Module, targets: list[Target], config: MethodConfig) -> list[Target]:

@@ -53,7 +53,7 @@ class SubvectorCodes(MethodConfig):
         "auto", description="what the fit minimises, as in LowRank; 'none' the weight's own error (plain k-means)"
     )
     count_power: float = Field(
-        0.4, ge=0, le=1, description="tables: rows weigh (smoothed token count) to this power; 0 weighs all equally"
+        0.75, ge=0, le=1, description="tables: rows weigh (smoothed token count) to this power; 0 weighs all equally"
     )
     damping: float = Field(0.3, ge=0, description="linears: share of the mean input energy added in all directions")
     rounds: int = Field(2, ge=0, description="turns of codebooks for codes and codes for codebooks")

@@ -34,6 +34,7 @@ from fewfold.stored.stages import StageSpec
 from fewfold.surgery.targets import Target
 
 OUTPUT_POWER = 0.5  # rows weigh what the output sees of them to this power: the whole metric trusts gradients too far
+SIZE_POWER = 0.5  # sizes are chosen by counts to half the power that words are: rare words carry much of a meaning
 RIDGE = 0.1  # pull of a fit in sequence towards the dense weight, as a share of the mean input energy
 
 
@@ -136,7 +137,7 @@ class SubvectorCodesMethod(Method):
         (target,) = unit.targets
         weight = weights[target.name]
         if target.kind == "embedding":
-            return table_errors(_short(unit, target, weight, statistics), sizes)
+            return table_errors(_short(unit, target, weight, statistics, SIZE_POWER), sizes)
         unit_error = _linear_unit(unit, target, weight, statistics)
         found = []
         for size in sizes:
@@ -198,13 +199,14 @@ def _form(unit: Unit) -> tuple[bool, bool]:
     return shared, not table if config.scales is None else config.scales
 
 
-def _short(unit: Unit, target: Target, weight: Tensor, statistics: Statistics) -> ShortRows:
+def _short(unit: Unit, target: Target, weight: Tensor, statistics: Statistics, power: float = 1.0) -> ShortRows:
+    """:param power: of the counts, beside the config's."""
     config = _config(unit)
     counts = None if config.weighting == "none" else statistics.counts(target)
     if counts is None and config.weighting in ("inputs", "inputs_and_outputs"):
         raise CalibrationError(f"{target.name} was never looked up during calibration; pass texts")
     metric = statistics.output_metric(target) if config.weighting in ("auto", "inputs_and_outputs") else None
-    return short_rows(weight, counts, metric, config.count_power)
+    return short_rows(weight, counts, metric, power * config.count_power)
 
 
 def _metrics(unit: Unit, target: Target, statistics: Statistics) -> tuple[Tensor | None, Tensor | None]:

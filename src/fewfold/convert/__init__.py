@@ -1,0 +1,1 @@
+"""From one class of model to another that computes the same."""

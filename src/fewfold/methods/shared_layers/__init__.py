@@ -1,0 +1,1 @@
+"""SharedLayers: one block's weights serve several layers."""

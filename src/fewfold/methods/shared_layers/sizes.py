@@ -1,0 +1,79 @@
+"""What units of shared layers begin with, and what every rank of their differences is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fewfold.calibration.statistics import Statistics
+from fewfold.linalg.shared_mean import difference_spectra, mean_weight
+from fewfold.methods.base import Unit
+from fewfold.methods.shared_layers.config import SharedLayers
+from fewfold.methods.shared_layers.layout import Layout
+from fewfold.stored import StoredDtype
+
+
+def config_of(unit: Unit) -> SharedLayers:
+    """The unit's config."""
+    assert isinstance(unit.config, SharedLayers)
+    return unit.config
+
+
+def layout_of(unit: Unit) -> Layout:
+    """The unit's surroundings."""
+    assert isinstance(unit.layout, Layout)
+    return unit.layout
+
+
+def is_norm(unit: Unit) -> bool:
+    """Whether the unit is a norm."""
+    return unit.targets[0].kind == "norm"
+
+
+def full_rank(unit: Unit) -> int:
+    """The rank at which a difference loses nothing."""
+    return min(unit.targets[0].rows, unit.targets[0].columns)
+
+
+def difference_form(config: SharedLayers) -> StoredDtype:
+    """How differences are kept."""
+    return StoredDtype(config.difference_dtype or config.stored_dtype, config.group_size)
+
+
+def ranks_of(unit: Unit, settings: Mapping[str, Any]) -> list[int]:
+    """Each layer's rank; a total that is not settled yet, spread evenly."""
+    if "ranks" in settings:
+        return list(settings["ranks"])
+    total, count = settings["total"], len(unit.targets)
+    return [total // count + (number < total % count) for number in range(count)]
+
+
+def moments_of(unit: Unit, weights: Mapping[str, Tensor], statistics: Statistics) -> list[Tensor] | None:
+    """Second moments of the inputs, where the config asks for them and all are known."""
+    return None if config_of(unit).weighting == "none" else layout_of(unit).moments(statistics, weights)
+
+
+def start_of(
+    unit: Unit, own: Sequence[Tensor], moments: Sequence[Tensor] | None, weights: Mapping[str, Tensor]
+) -> Tensor:
+    """The block before any difference is fitted."""
+    layout, init = layout_of(unit), config_of(unit).init
+    if init in ("mean", "weighted"):
+        return mean_weight(own, moments if init == "weighted" else None)
+    return layout.alignment.turns(layout.start, weights).weight(weights[layout.start.name])
+
+
+def gains_of(unit: Unit, weights: Mapping[str, Tensor], statistics: Statistics) -> list[Tensor]:
+    """What every direction of every layer's difference is worth, as a share of the layer's output energy."""
+    layout = layout_of(unit)
+    if layout.gains is None:
+        own, moments = layout.weights(weights), moments_of(unit, weights, statistics)
+        start = start_of(unit, own, moments, weights)
+        layout.gains = []
+        for number, spectrum in enumerate(difference_spectra(own, start, moments)):
+            seen = own[number] if moments is None else own[number] @ moments[number]
+            energy = float((seen * own[number]).sum())
+            layout.gains.append(spectrum.gains.clamp_min(0) / max(energy, 1e-30))
+    return layout.gains

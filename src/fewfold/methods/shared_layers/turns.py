@@ -1,0 +1,236 @@
+"""Exact changes of order and frame inside of a layer: of neurons and heads, whose weights all turn together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewfold.linalg.alignment import match_neurons
+from fewfold.linalg.heads import Heads, match_heads, rotate_heads, rows_of_heads
+from fewfold.surgery.targets import Target
+
+IDLE = 3e-5  # largest change of an output, relative, that counts as rounding in fp32
+IDLE_HALF = 2e-2  # the same of a model in half precision
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An orthogonal map of one side of a weight: an order, then a frame.
+
+    :param order: ``(n,)``: what stands at each place now.
+    :param frame: ``(n, n)`` float64 rotation that follows, or None.
+    """
+
+    order: Tensor
+    frame: Tensor | None = None
+
+    def __call__(self, values: Tensor, dim: int = 0) -> Tensor:
+        """``values`` with its dimension ``dim`` turned, in float64."""
+        found = values.double().index_select(dim, self.order)
+        if self.frame is None:
+            return found
+        return torch.tensordot(self.frame, found, dims=([1], [dim])).movedim(0, dim)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What happens to the two sides of one weight; None where a side stays.
+
+    :param rows: of the outputs, and the bias.
+    :param columns: of the inputs.
+    """
+
+    rows: Turn | None = None
+    columns: Turn | None = None
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """``(out, in)`` float64."""
+        return self.inputs(self.outputs(weight), 1)
+
+    def outputs(self, values: Tensor) -> Tensor:
+        """Rows, or a bias, turned."""
+        return values.double() if self.rows is None else self.rows(values)
+
+    def inputs(self, values: Tensor, dim: int = 0) -> Tensor:
+        """What goes along the inputs, turned."""
+        return values.double() if self.columns is None else self.columns(values, dim)
+
+    def moment(self, moment: Tensor) -> Tensor:
+        """The second moment of turned inputs."""
+        return self.inputs(self.inputs(moment), 1)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Weights of one layer that turn together.
+
+    :param kind: ``neurons`` of a feed-forward part or ``heads`` of an attention.
+    :param members: by role; of a gated feed-forward part ``ffn_in`` and ``gate``.
+    :param heads: number of query heads, and of key and value heads.
+    """
+
+    kind: str
+    members: Mapping[str, Target]
+    heads: tuple[int, int] = (1, 1)
+
+    def alike(self, other: Bundle) -> bool:
+        """Whether two bundles have the same shapes."""
+        shapes = [
+            {role: (target.rows, target.columns, target.bias) for role, target in bundle.members.items()}
+            for bundle in (self, other)
+        ]
+        return self.kind == other.kind and self.heads == other.heads and shapes[0] == shapes[1]
+
+
+Tensors = Mapping[str, tuple[Tensor, Tensor | None]]
+
+
+def match(
+    reference: Tensors, other: Tensors, bundle: Bundle, values: bool = False, queries: bool = False
+) -> dict[str, Turns]:
+    """The turns that bring a layer's bundle nearest to that of a reference layer, by role.
+
+    :param reference: weight and bias by role.
+    :param other: those to be turned.
+    :param values: whether heads' values are rotated into one frame, exactly.
+    :param queries: the same of queries and keys.
+    """
+    if bundle.kind == "neurons":
+        roles = [role for role in bundle.members if role != "ffn_out"]
+        rows = [
+            [*(_with_bias(*side[role]) for role in roles), side["ffn_out"][0].double().t()]
+            for side in (reference, other)
+        ]
+        order = Turn(match_neurons(rows[0], rows[1]))
+        return {role: Turns(columns=order) if role == "ffn_out" else Turns(rows=order) for role in bundle.members}
+    first, second = _heads(reference, bundle), _heads(other, bundle)
+    found = match_heads(first, second, scores="products" if values or queries else "rows")
+    return _head_turns(first, second.permuted(found), found, bundle, values, queries)
+
+
+def random_turns(bundle: Bundle, kind: str) -> dict[str, Turns]:
+    """Turns at random, to see whether a model is indifferent to them.
+
+    :param kind: ``neurons`` and ``heads`` change the order, ``values`` and ``queries`` rotate.
+    """
+    generator = torch.Generator().manual_seed(0)
+    if kind == "neurons":
+        order = Turn(torch.randperm(bundle.members["ffn_out"].columns, generator=generator))
+        return {role: Turns(columns=order) if role == "ffn_out" else Turns(rows=order) for role in bundle.members}
+    heads, groups = bundle.heads
+    size = heads // groups
+    order_of_heads = torch.arange(heads)
+    if kind == "heads":
+        inner = torch.stack([torch.randperm(size, generator=generator) for _ in range(groups)])
+        outer = torch.randperm(groups, generator=generator)
+        order_of_heads = (inner + size * outer[:, None]).flatten()
+    frames: dict[str, Tensor] = {}
+    for pair in {"values": ("v", "o"), "queries": ("k", "q")}.get(kind, ()):
+        width = bundle.members["v" if kind == "values" else "k"].rows // groups
+        own = torch.randn(groups, width, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        rotations = torch.linalg.qr(own)[0]
+        frames[pair] = rotations if pair in "vk" else rotations.repeat_interleave(size, 0)
+    return _turns(order_of_heads, bundle, frames)
+
+
+def _head_turns(
+    reference: Heads, permuted: Heads, order: Tensor, bundle: Bundle, values: bool, queries: bool
+) -> dict[str, Turns]:
+    frames: dict[str, Tensor] = {}
+    if values or queries:
+        turned = rotate_heads(reference, permuted, query_key=queries)
+        for number, role in enumerate("qkvo"):
+            if values if role in "vo" else queries:
+                before, after = permuted.split()[number].double(), turned.split()[number].double()
+                left, _, right = torch.linalg.svd(after @ before.transpose(1, 2))
+                frames[role] = left @ right
+    return _turns(order, bundle, frames)
+
+
+def _turns(order: Tensor, bundle: Bundle, frames: Mapping[str, Tensor]) -> dict[str, Turns]:
+    size = bundle.heads[0] // bundle.heads[1]
+    groups = order[::size] // size
+    found = {}
+    for role, target in bundle.members.items():
+        width = target.columns if role == "o" else target.rows
+        frame = torch.block_diag(*frames[role]) if role in frames else None
+        turn = Turn(rows_of_heads(groups if role in "kv" else order, width), frame)
+        found[role] = Turns(columns=turn) if role == "o" else Turns(rows=turn)
+    return found
+
+
+def _with_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
+    weight = weight.double()
+    return weight if bias is None else torch.cat([weight, bias.double()[:, None]], 1)
+
+
+def _heads(tensors: Tensors, bundle: Bundle) -> Heads:
+    query, key, value = (_with_bias(*tensors[role]) for role in "qkv")
+    return Heads(query, key, value, tensors["o"][0].double(), *bundle.heads)
+
+
+@contextmanager
+def turned(model: nn.Module, bundle: Bundle, turns: Mapping[str, Turns]) -> Iterator[None]:
+    """The model with one bundle turned, and afterwards as it was."""
+    modules: dict[str, Any] = {target.module: model.get_submodule(target.module) for target in bundle.members.values()}
+    kept = {
+        name: (module.weight.detach().clone(), None if module.bias is None else module.bias.detach().clone())
+        for name, module in modules.items()
+    }
+    try:
+        with torch.no_grad():
+            for role, target in bundle.members.items():
+                module = modules[target.module]
+                weight = module.weight.t() if target.transposed else module.weight
+                _write(weight, target, turns[role].weight(_read(weight, target)))
+                if module.bias is not None:
+                    _write(module.bias, target, turns[role].outputs(_read(module.bias, target)))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, (weight, bias) in kept.items():
+                modules[name].weight.copy_(weight)
+                if bias is not None:
+                    modules[name].bias.copy_(bias)
+
+
+def _read(values: Tensor, target: Target) -> Tensor:
+    return values if target.part is None else target.part.take(values)
+
+
+def _write(values: Tensor, target: Target, new: Tensor) -> None:
+    part = target.part
+    if part is None:
+        values.copy_(new)
+    else:
+        blocks = values.unflatten(0, (part.blocks, -1))
+        blocks[:, part.start : part.stop].copy_(new.unflatten(0, (part.blocks, -1)))
+
+
+def changes_nothing(model: nn.Module, bundle: Bundle, kind: str, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether a model's output stays when one bundle is turned at random.
+
+    Position biases of single heads (ALiBi, T5), norms between the weights, rotary positions: all of it shows here.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            before = _outputs(model(**inputs))
+            with turned(model, bundle, random_turns(bundle, kind)):
+                after = _outputs(model(**inputs))
+    finally:
+        model.train(was_training)
+    half = before.dtype in (torch.float16, torch.bfloat16)
+    change = (after.double() - before.double()).abs().max() / before.double().abs().max().clamp_min(1e-30)
+    return bool(change <= (IDLE_HALF if half else IDLE))
+
+
+def _outputs(result: Any) -> Tensor:
+    values = result.values() if hasattr(result, "values") else result if isinstance(result, tuple) else (result,)
+    return next(value for value in values if isinstance(value, Tensor) and value.is_floating_point())

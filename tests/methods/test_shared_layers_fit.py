@@ -1,0 +1,360 @@
+"""Converting a model to shared layers: starts, alignment, differences, budgets."""
+
+import copy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from models import VOCAB, inputs, make, outputs
+
+import fewfold
+from fewfold import BudgetError, RecipeError, SharedLayers, TargetError
+from fewfold.checkpoint.config import structure_of
+from fewfold.measure.parameters import unique_parameters
+from fewfold.methods.shared_layers.places import role_of
+from fewfold.store import stores_of
+from fewfold.surgery.layouts import FusedLinear
+from fewfold.surgery.targets import find_targets, read_weight, split_fused
+
+PLAIN = {"weighting": "none", "delta_rank": 0}
+
+
+def deep(name="bert", layers=6, seed=0):
+    """A tiny model of several layers, all numbers random."""
+    import models
+
+    small = dict(models._SMALL)
+    try:
+        models._SMALL["num_hidden_layers"] = layers
+        return make(name, seed)
+    finally:
+        models._SMALL.clear()
+        models._SMALL.update(small)
+
+
+def weights_of(model):
+    return {
+        target.name: read_weight(model, target).double().numpy()
+        for whole in find_targets(model)
+        if whole.kind == "linear" and not whole.head
+        for target in split_fused(model, whole)
+    }
+
+
+def modules_of(model):
+    for record in structure_of(model).targets:
+        module = model.get_submodule(record.module)
+        yield record, module.parts[record.part] if isinstance(module, FusedLinear) else module
+
+
+def texts(count=6):
+    generator = torch.Generator().manual_seed(5)
+    return [{"input_ids": torch.randint(3, VOCAB, (4, 12), generator=generator)} for _ in range(count)]
+
+
+def moments(model, batches):
+    """Mean, second moment and covariance of every linear map's inputs, in float64, by a hook of our own."""
+    rows, handles = {}, []
+    for target in find_targets(model):
+        if target.kind == "linear":
+            module = model.get_submodule(target.module)
+            handles.append(
+                module.register_forward_hook(
+                    lambda m, args, out, name=target.name: rows.setdefault(name, []).append(args[0].flatten(0, -2))
+                )
+            )
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    for handle in handles:
+        handle.remove()
+    joined = {name: torch.cat(found).double().numpy() for name, found in rows.items()}
+    return {name: (x.mean(0), np.cov(x.T, bias=True)) for name, x in joined.items()}
+
+
+def test_a_block_a_layer_changes_nothing():
+    for config in ({"map": "unshared"}, {"map": "cycle", "blocks": 6}, {"map": [5, 4, 3, 2, 1, 0]}):
+        model = deep()
+        dense = outputs(model, "bert")
+        fewfold.compress(model, SharedLayers(**config, **PLAIN))
+        torch.testing.assert_close(outputs(model, "bert"), dense, rtol=0, atol=0)
+
+
+def test_the_count_is_blocks_and_what_is_private():
+    model = deep()
+    before, dense = unique_parameters(model), sum(w.size for w in weights_of(model).values())
+    for config, blocks in (("all", 1), ("pairs", 3), ("sandwich", 3)):
+        twin = deep()
+        fewfold.compress(twin, SharedLayers(map=config, **PLAIN))
+        assert unique_parameters(twin) == before - dense + dense * blocks // 6
+    small = deep()
+    fewfold.compress(small, SharedLayers(map="all", norms_and_biases="shared", **PLAIN))
+    layer = sum(parameter.numel() for parameter in deep().encoder.layer[0].parameters())
+    assert unique_parameters(small) == before - 5 * layer
+    summary = fewfold.summary(small)
+    assert summary.dense_parameters == before
+    assert summary.parameters == before - 5 * layer
+
+
+@pytest.mark.parametrize("init", ["first", "stepwise", "mean"])
+def test_where_blocks_begin(init):
+    model = deep()
+    dense = weights_of(model)
+    fewfold.compress(model, SharedLayers(map="cycle", blocks=2, init=init, align=False, **PLAIN))
+    for record, module in modules_of(model):
+        layer = int(record.name.split(".")[2])
+        members = [name for name in (record.name.replace(f".{layer}.", f".{i}.") for i in range(layer % 2, 6, 2))]
+        if init == "mean":
+            expected = np.mean([dense[name] for name in members], 0)
+        else:
+            start = layer % 2 if init == "first" else (0, 5)[layer % 2]
+            expected = dense[record.name.replace(f".{layer}.", f".{start}.")]
+        np.testing.assert_allclose(module.assembled_weight().detach().numpy(), expected, atol=1e-7)
+
+
+def test_the_weighted_mean_is_the_closed_form():
+    model, batches = deep(), texts()
+    dense, seen = weights_of(model), moments(model, batches)
+    fewfold.compress(
+        model, SharedLayers(map="pairs", align=False, delta_rank=0), calibration=batches, pieces=False, cache=False,
+        sequential=False,
+    )  # fmt: skip
+    checked = 0
+    for record, module in modules_of(model):
+        layer = int(record.name.split(".")[2])
+        pair = [record.name.replace(f".{layer}.", f".{i}.") for i in (layer // 2 * 2, layer // 2 * 2 + 1)]
+        covariances = [seen[name][1] for name in pair]
+        best = sum(dense[name] @ c for name, c in zip(pair, covariances, strict=True)) @ np.linalg.pinv(
+            sum(covariances), rcond=1e-9
+        )
+        found = module.assembled_weight().detach().double().numpy()
+
+        def error(weight, pair=pair, covariances=covariances):
+            gaps = [(dense[name] - weight, c) for name, c in zip(pair, covariances, strict=True)]
+            return sum(float(np.trace(gap @ c @ gap.T)) for gap, c in gaps)
+
+        mean = np.mean([dense[name] for name in pair], 0)
+        assert error(found) <= error(best) * (1 + 1e-4)
+        assert error(found) < error(mean)
+        # the bias keeps the mean output
+        dense_bias = deep().get_submodule(record.module).bias.detach().double().numpy()
+        np.testing.assert_allclose(
+            module.bias.detach().double().numpy() + found @ seen[record.name][0],
+            dense_bias + dense[record.name] @ seen[record.name][0],
+            atol=1e-4,
+        )
+        checked += 1
+    assert checked == 36
+
+
+@pytest.mark.parametrize("name", ["bert", "llama_lm", "neox"])
+def test_permuted_layers_are_found_again(name):
+    """Layers that differ by an order of neurons and heads only are one block: aligned sharing loses nothing."""
+    model = deep(name, 3)
+    layers = model.get_submodule({"bert": "encoder.layer", "llama_lm": "model.layers", "neox": "layers"}[name])
+    for layer in layers[1:]:
+        layer.load_state_dict(layers[0].state_dict())
+    dense = outputs(model, name)
+    from fewfold.methods.shared_layers.align import _bundles
+    from fewfold.methods.shared_layers.turns import random_turns, turned
+
+    targets = [t for whole in find_targets(model) if whole.kind == "linear" and not whole.head
+               for t in split_fused(model, whole)]  # fmt: skip
+    bundles = [bundle for (_, layer, _), bundle in _bundles(model, targets, False).items() if layer == 1]
+    assert {bundle.kind for bundle in bundles} == {"neurons", "heads"}
+    held = []
+    for bundle in bundles:
+        context = turned(model, bundle, random_turns(bundle, bundle.kind))
+        context.__enter__()
+        held.append(context)
+    torch.testing.assert_close(outputs(model, name), dense, rtol=1e-4, atol=1e-5)
+    unaligned = copy.deepcopy(model)
+    fewfold.compress(model, SharedLayers(map="all", align=True, **PLAIN))
+    fewfold.compress(unaligned, SharedLayers(map="all", align=False, **PLAIN))
+    torch.testing.assert_close(outputs(model, name), dense, rtol=1e-4, atol=2e-5)
+    assert float((outputs(unaligned, name) - dense).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("bloom_lm", {"neurons"}), ("t5", {"neurons"}), ("gpt2", {"neurons", "heads"})]
+)
+def test_heads_with_positions_of_their_own_keep_their_order(name, kinds):
+    from fewfold.methods.shared_layers.align import _bundles
+    from fewfold.methods.shared_layers.turns import changes_nothing
+
+    model = make(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    targets = [t for whole in find_targets(model) if whole.kind == "linear" and not whole.head
+               for t in split_fused(model, whole)]  # fmt: skip
+    found = {
+        bundle.kind
+        for (_, layer, path), bundle in _bundles(model, targets, False).items()
+        if layer == 0 and "EncDec" not in path and changes_nothing(model, bundle, bundle.kind, inputs(name))
+    }
+    assert found == kinds
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_rotated_heads_are_found_again():
+    model = deep("bert", 3)
+    for layer in model.encoder.layer[1:]:
+        layer.load_state_dict(model.encoder.layer[0].state_dict())
+    dense = outputs(model, "bert")
+    from fewfold.methods.shared_layers.align import _bundles
+    from fewfold.methods.shared_layers.turns import random_turns, turned
+
+    targets = [target for target in find_targets(model) if target.kind == "linear" and not target.head]
+    bundles = [b for (_, layer, _), b in _bundles(model, targets, False).items() if layer == 2 and b.kind == "heads"]
+    (heads,) = bundles
+    with (
+        turned(model, heads, random_turns(heads, "values")),
+        turned(model, heads, random_turns(heads, "queries")),
+    ):
+        torch.testing.assert_close(outputs(model, "bert"), dense, rtol=1e-4, atol=1e-5)
+        twin = copy.deepcopy(model)
+    fewfold.compress(twin, SharedLayers(map="all", align="rotate", **PLAIN))
+    found = outputs(twin, "bert")
+    torch.testing.assert_close(found, dense, rtol=1e-4, atol=2e-5)
+
+
+def test_alignment_never_leaves_more_of_the_weights():
+    def distance(align):
+        model = deep()
+        dense = weights_of(model)
+        fewfold.compress(model, SharedLayers(map="all", init="mean", align=align, **PLAIN))
+        shared = {name: store.matrix.weight.detach().double() for name, store in stores_of(model).items()}
+        # the norm of a mean is largest, and what is left smallest, where its parts are alike
+        return sum(float(weight.square().sum()) for weight in shared.values()), sum(
+            (w**2).sum() for w in dense.values()
+        )
+
+    assert distance("permute")[0] > distance("none")[0]
+
+
+def test_differences_are_the_alternating_fit():
+    model, batches = deep(), texts()
+    dense = weights_of(model)
+    errors = []
+    for rank in (0, 2, 4, 8, 16):
+        twin = deep()
+        fewfold.compress(twin, SharedLayers(map="all", align=False, weighting="none", delta_rank=rank))
+        found = weights_of(fewfold.unshare(twin))
+        errors.append(sum(((dense[name] - found[name]) ** 2).sum() for name in dense))
+    assert all(later < earlier for earlier, later in pairwise(errors))
+    assert errors[-1] < 1e-9 * errors[0]
+    # no sweeps: the mean, and the truncated SVD of what is left
+    fewfold.compress(model, SharedLayers(map="all", align=False, weighting="none", delta_rank=3, sweeps=0, init="mean"))
+    for record, module in modules_of(model):
+        layer = record.name.split(".")[2]
+        mean = np.mean([dense[record.name.replace(f".{layer}.", f".{i}.")] for i in range(6)], 0)
+        left, sizes, right = np.linalg.svd(dense[record.name] - mean)
+        expected = mean + (left[:, :3] * sizes[:3]) @ right[:3]
+        np.testing.assert_allclose(module.assembled_weight().detach().numpy(), expected, atol=2e-6)
+    del batches
+
+
+@pytest.mark.parametrize(("stored", "share"), [("fp32", 3), ("int8", 6), ("int4", 8)])
+def test_a_budget_spends_ranks_where_they_gain_most(stored, share):
+    model, batches = deep(layers=6), texts()
+    dense = sum(weight.size for weight in weights_of(model).values())
+    config = SharedLayers(map="all", multiple_of=1, stored_dtype=stored, group_size=8)
+    fewfold.compress(
+        model, config, budget=f"bytes=1/{share} of linears", calibration=batches, pieces=False, cache=False
+    )
+    stored_bytes = sum(row.bytes for row in fewfold.summary(model).rows)
+    assert 0.8 * dense * 4 / share < stored_bytes <= dense * 4 / share
+    ranks = [record.settings["rank"] for record in structure_of(model).targets]
+    assert len(set(ranks)) > 1
+
+
+def test_without_a_budget_sharing_is_strict():
+    model = deep()
+    fewfold.compress(model, SharedLayers(map="all", weighting="none"))
+    assert {record.settings["rank"] for record in structure_of(model).targets} == {0}
+
+
+def test_macs_cannot_be_saved():
+    with pytest.raises(BudgetError, match="cannot be reached: the smallest sizes"):
+        fewfold.compress(deep(), SharedLayers(weighting="none"), budget="macs=1/2 of linears")
+    model = deep()
+    fewfold.compress(model, SharedLayers(**PLAIN))
+    text = str(fewfold.summary(model))
+    assert "36 weights run from 18 blocks" in text
+    assert "multiply-accumulates, activations, caches and latency stay" in text
+
+
+def test_parts_by_maps_of_their_own():
+    model = deep()
+    whole = sum(weight.size for weight in weights_of(model).values())
+    fewfold.compress(
+        model,
+        [
+            SharedLayers(map="all", parts="qk", **PLAIN),
+            SharedLayers(map="pairs", parts=["vo", "ffn_in"], **PLAIN),
+            SharedLayers(map="unshared", parts="ffn_out", **PLAIN),
+        ],
+    )
+    sizes = {"q": 1, "k": 1, "v": 3, "o": 3, "ffn_in": 3, "ffn_out": 6}
+    one = {"ffn_in": 384, "ffn_out": 384}
+    expected = sum(count * one.get(role, 256) for role, count in sizes.items())
+    assert sum(row.parameters for row in fewfold.summary(model).rows) == expected
+    assert sum(row.dense for row in fewfold.summary(model).rows) == whole
+
+
+def test_parts_of_one_fused_projection_by_maps_of_their_own():
+    model = make("gpt2_lm")
+    fewfold.compress(
+        model, [SharedLayers(map="all", parts="qk", **PLAIN), SharedLayers(map="unshared", parts="vo", **PLAIN)]
+    )
+    names = {record.name: record.store for record in structure_of(model).targets}
+    assert names["transformer.h.0.attn.c_attn:q"] == names["transformer.h.1.attn.c_attn:q"]
+    assert names["transformer.h.0.attn.c_attn:v"] != names["transformer.h.1.attn.c_attn:v"]
+
+
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [
+        ("bert", {"q", "k", "v", "o", "ffn_in", "ffn_out"}),
+        ("gpt2", {"q", "k", "v", "o", "ffn_in", "ffn_out"}),
+        ("distilbert", {"q", "k", "v", "o", "ffn_in", "ffn_out"}),
+        ("llama", {"q", "k", "v", "o", "ffn_in", "ffn_out"}),
+        ("t5_gated", {"q", "k", "v", "o", "ffn_in", "ffn_out"}),
+        ("bart", {"q", "k", "v", "o", "ffn_in", "ffn_out"}),
+        ("bloom_lm", {"q", "k", "v", "o", "ffn_in", "ffn_out"}),
+        ("vit", {"q", "k", "v", "o", "ffn_in", "ffn_out"}),
+    ],
+)
+def test_roles(name, roles):
+    model = make(name)
+    found = [role_of(t) for whole in find_targets(model) if whole.kind == "linear" and not whole.head
+             for t in split_fused(model, whole)]  # fmt: skip
+    assert set(found) == roles
+    assert found.count("q") == found.count("o")
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        ({"map": "sequence", "blocks": 4}, RecipeError, r"encoder.layer has 6 layers here; .*make 3 blocks, not 4"),
+        ({"map": "cycle_rev", "blocks": 4}, RecipeError, r"encoder.layer has 6 layers here; .*too few"),
+        ({"map": [0, 1]}, RecipeError, r"names the blocks of 2 layers"),
+        ({"across_stacks": True}, RecipeError, r"lie in one stack, encoder.layer"),
+        ({"targets": "pooler.dense"}, TargetError, r"parts='all'\): none of the 1 chosen weights, pooler.dense"),
+        ({"targets": "embeddings"}, TargetError, r"none of the 1 chosen weights"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_the_model_stays(config, error, message):
+    model = deep()
+    dense = outputs(model, "bert")
+    with pytest.raises(error, match=message):
+        fewfold.compress(model, SharedLayers(**config, **PLAIN))
+    torch.testing.assert_close(outputs(model, "bert"), dense, rtol=0, atol=0)
+    assert structure_of(model) is None
+
+
+def test_unknown_parts_are_refused():
+    with pytest.raises(ValueError, match="it names one or several of all, attention"):
+        SharedLayers(parts="everything")
+    with pytest.raises(ValueError, match="'norms' beside them"):
+        SharedLayers(parts="norms")
