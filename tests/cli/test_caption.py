@@ -26,10 +26,12 @@ def root(tmp_path, monkeypatch):
 
 def test_trained_judged_and_run(run, root):
     out, recipe = root / "captioner", root / "veps.yaml"
-    recipe.write_text("steps:\n- method: embedding_sharing\n  exclude: [encoder.stem]\n  init_std: 0.1\n")
+    recipe.write_text("methods:\n- method: embedding_sharing\n  exclude: [encoder.stem]\n  init_std: 0.1\n")
     options = ("--recipe", recipe, "--size", 64, "--encoder-layers", 0, "--decoder-layers", 1, "--image-size", 16,
                "--steps", 50, "--batch", 8, "--vocabulary", 270, "--dropout", 0, "--learning-rate", 5e-3)  # fmt: skip
-    trained = json.loads(run("caption", "train", out, *options, "--json").out)
+    result = run("caption", "train", out, *options, "--json")
+    assert result.code == 0, result.err
+    trained = json.loads(result.out)
     assert trained["model"]["replaced"]["embedding_sharing in fp32"] > 5
     assert trained["training"]["steps"] == 50
     assert {"training.json", "training.png", "tokenizer.json"} <= {file.name for file in out.iterdir()}
