@@ -111,6 +111,7 @@ def test_saved_with_its_record(tmp_path, text):
     assert math.exp(record["training"]["held_out"][-1]["loss"]) == record["training"]["held_out"][-1]["perplexity"]
 
 
+@pytest.mark.full
 def test_two_processes_learn_what_one_does(tmp_path, text):
     file = tmp_path / "config.yaml"
     import yaml
