@@ -35,6 +35,7 @@ CLAIM, RESAMPLES = 0.955, 2000
 SHORT = {name.split(",")[0].split()[0].lower(): name for name in TASKS}  # masked, lstm, translation, captioning, …
 STD = {"masked": 0.02}  # of fresh tables; else 1/√256, so that carved weights have variance 1/256
 KINDS = ("dense", "shared", "veps", "veps-own", "veps-int8")
+WITHOUT = {("gated-conv", "shared")}  # SharedLayers serves linear maps alone
 LABELS = {
     "dense": "dense twin", "shared": "one block for all layers", "veps": "VEPS, shared by all layers",
     "veps-own": "VEPS, each layer's own columns", "veps-int8": "VEPS, shared, int8",
@@ -113,7 +114,7 @@ def main() -> None:
             kept[floor] = {"floor": FLOORS[task][1](wanted.scale)}
         for kind in wanted.kinds:
             key = f"{task} | {kind} | {wanted.scale:g} | {wanted.seed}"
-            if key in kept:
+            if key in kept or (short, kind) in WITHOUT:
                 continue
             folder = Path(cache_folder().parent) / "embedding-sharing" / key.replace(" | ", "-").replace(" ", "-")
             start = time.perf_counter()
