@@ -49,7 +49,7 @@ def evaluate(
             "window); of a masked model: mask every so manyth token at once (each alone)."
         ),
     ] = None,
-    beams: Annotated[int, typer.Option(min=1, help="Of translation: beams of the search, 1 is greedy.")] = 1,
+    beams: Annotated[int, typer.Option(min=1, help="Of translation and captions: beams; 1 is greedy.")] = 1,
     text: Annotated[Path | None, typer.Option(help="A text file (.txt, also packed as .gz or .xz).")] = None,
     against: Annotated[Path | None, typer.Option("--against", "-a", help="Model to compare neighbours with.")] = None,
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Write the whole result as JSON.")] = None,

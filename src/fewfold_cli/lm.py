@@ -37,7 +37,7 @@ def train(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Folder of any tokenizer, in place of a vocabulary of words.")
     ] = None,
-    cell: Annotated[str, typer.Option(help="lstm or gru.")] = "lstm",
+    cell: Annotated[str, typer.Option(help="lstm, gru or gated_conv.")] = "lstm",
     hidden: Annotated[int, typer.Option(min=1, help="Width of a cell.")] = 512,
     layers: Annotated[int, typer.Option(min=1, help="Recurrent layers.")] = 1,
     embedding: Annotated[int | None, typer.Option(min=1, help="Width of the input table (as --hidden).")] = None,
@@ -45,6 +45,9 @@ def train(
     tie: Annotated[bool, typer.Option("--tie", help="One table for input and output, sized by --slim-input.")] = False,
     slim_input: Annotated[str | None, typer.Option(help=f"Size of a slim input table: {_SLIM}")] = None,
     slim_output: Annotated[str | None, typer.Option(help=f"Size of a slim output layer: {_SLIM}")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Methods to build the model from: a recipe's YAML file or a preset's name.")
+    ] = None,
     positions: Annotated[int, typer.Option(min=1, help="Sub-vectors that make a word's slim vector.")] = 8,
     dropout: Annotated[float, typer.Option(help="Of inputs, between layers, and of outputs.")] = 0.3,
     embedding_dropout: Annotated[float, typer.Option(help="Share of words dropped from a batch.")] = 0.0,
@@ -101,7 +104,7 @@ def train(
             weight_dropout=weight_dropout, variational=variational, loss=loss, eos_token_id=corpus.boundary,
         )  # fmt: skip
         checkpoints = output.with_name(f"{output.name}.checkpoints")
-        trained = train_lm(config, corpus, settings, checkpoints=checkpoints, resume=not fresh)
+        trained = train_lm(config, corpus, settings, checkpoints=checkpoints, resume=not fresh, recipe=recipe)
         save_lm(trained, corpus.tokenizer, output)
         shutil.rmtree(checkpoints, ignore_errors=True)
         if as_json:

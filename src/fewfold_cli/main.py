@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from fewfold_cli import compress, demo, densify, distill, evaluate, inspect, lm, measure, recipes, translation
+from fewfold_cli import (
+    caption,
+    compress,
+    demo,
+    densify,
+    distill,
+    evaluate,
+    inspect,
+    lm,
+    measure,
+    pretrain,
+    recipes,
+    translation,
+)
 
 app = typer.Typer(
     name="fewfold",
@@ -41,8 +54,10 @@ app.command("measure", epilog=measure.EXAMPLE)(measure.measure)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("densify", epilog=densify.EXAMPLE)(densify.densify)
 app.add_typer(lm.app, name="lm")
+app.command("pretrain", epilog=pretrain.EXAMPLE)(pretrain.pretrain)
 app.command("recipes", epilog=recipes.EXAMPLE)(recipes.recipes)
 app.add_typer(translation.app, name="translation")
+app.add_typer(caption.app, name="caption")
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 
 if __name__ == "__main__":

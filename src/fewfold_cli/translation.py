@@ -33,6 +33,9 @@ def train(
     slim: Annotated[
         float | None, typer.Option(min=1, help="Slim tables: so many times fewer numbers than dense ones.")
     ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Methods to build the model from: a recipe's YAML file or a preset's name.")
+    ] = None,
     positions: Annotated[int, typer.Option(min=1, help="Slim tables: sub-vectors of a word.")] = 8,
     vocabulary: Annotated[int, typer.Option(help="Entries of the subword vocabulary (of each, if separate).")] = 8000,
     separate: Annotated[bool, typer.Option("--separate", help="A vocabulary for each language.")] = False,
@@ -79,7 +82,8 @@ def train(
         record = train_and_save(
             output, model, corpora[0].first(limit), corpora[1], settings,
             slim=None if slim is None else SlimTables(slim, positions, seed), vocabulary=vocabulary,
-            joint=not separate, lowercase=lowercase, size=size, layers=layers, dropout=dropout, resume=not fresh,
+            joint=not separate, lowercase=lowercase, size=size, layers=layers, dropout=dropout, recipe=recipe,
+            resume=not fresh,
         )  # fmt: skip
         if as_json:
             print_json({"folder": str(output), **record})

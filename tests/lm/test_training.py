@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import fewfold
 from fewfold import CheckpointError, TaskError
 from fewfold.lm.checkpoints import STATE, TENSORS
 from fewfold.lm.config import LMTraining
@@ -229,3 +230,22 @@ def test_errors(corpus):
         train_lm(config(corpus), replace(corpus, valid=None), training(patience=1))
     with pytest.raises(TaskError, match="schedule='cosin'"):
         LMTraining.make(schedule="cosin")
+
+
+def test_built_from_a_recipe(corpus, tmp_path, monkeypatch):
+    sharing, shape = (
+        fewfold.EmbeddingSharing(init_std=0.25),
+        {"num_layers": 2, "hidden_size": 4, "tie_word_embeddings": True},
+    )
+    whole = train_lm(config(corpus, **shape), corpus, training(), recipe=sharing)
+    first, second = (layer.hidden_map.assembled_weight() for layer in whole.model.model.layers)
+    assert torch.equal(first, second)
+    assert losses(whole)[-1] < losses(whole)[0] - 0.1
+    live = kill_at(monkeypatch, 23)
+    with pytest.raises(Killed):
+        train_lm(config(corpus, **shape), corpus, training(), checkpoints=tmp_path, recipe=sharing)
+    live()
+    resumed = train_lm(config(corpus, **shape), corpus, training(), checkpoints=tmp_path, recipe=sharing)
+    assert float((numbers(resumed.model) - numbers(whole.model)).abs().max()) < 1e-6
+    with pytest.raises(CheckpointError):
+        train_lm(config(corpus, **shape), corpus, training(), checkpoints=tmp_path)

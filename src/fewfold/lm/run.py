@@ -54,7 +54,7 @@ class Trained:
 
 def train_lm(
     config: Any, corpus: Corpus, training: LMTraining, *, checkpoints: Path | None = None, resume: bool = True,
-    tell: Callable[[dict[str, Any]], None] | None = None, streams: int = 1,
+    tell: Callable[[dict[str, Any]], None] | None = None, streams: int = 1, recipe: Any = None,
 ) -> Trained:  # fmt: skip
     """Make a model, train and judge it.
 
@@ -65,6 +65,7 @@ def train_lm(
     :param resume: Go on from the checkpoint that is there.
     :param tell: Called with every point of the history.
     :param streams: Stretches that texts are judged in at the end; 1 is exact.
+    :param recipe: Methods that the model is built from, as `fewfold.compress` takes them; None for the model as it is.
     :return: The model and the record.
     :raises TaskError: If a text is too short, or the loss is not finite.
     :raises CheckpointError: If the folder holds a training with other settings.
@@ -76,6 +77,10 @@ def train_lm(
         model: nn.Module = AutoModelForCausalLM.from_config(config)
     if not hasattr(model, "detach_state"):
         raise TaskError(f"{type(model).__name__} carries no state: streams need a recurrent model such as SlimLMConfig")
+    if recipe is not None:
+        from fewfold.compress import compress
+
+        compress(model, recipe, fit=False, seed=training.seed)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     trainer = LMTrainer(

@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fewfold.models.captioner.config import CaptionerConfig
+    from fewfold.models.captioner.model import CaptionerModel
     from fewfold.models.mask_predict.config import MaskPredictConfig
     from fewfold.models.mask_predict.model import MaskPredictModel
     from fewfold.models.sharebert import (
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from fewfold.models.translation.model import RecurrentTranslationModel
 
 __all__ = [
+    "CaptionerConfig",
+    "CaptionerModel",
     "MaskPredictConfig",
     "MaskPredictModel",
     "RecurrentTranslationConfig",
@@ -49,6 +53,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CaptionerConfig": "captioner.config",
+    "CaptionerModel": "captioner.model",
     "MaskPredictConfig": "mask_predict.config",
     "MaskPredictModel": "mask_predict.model",
     "RecurrentTranslationConfig": "translation.config",

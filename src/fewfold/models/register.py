@@ -5,8 +5,16 @@ from __future__ import annotations
 
 def install_models() -> None:
     """Register configs and models with the Auto classes; doing it twice is harmless."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForSeq2SeqLM,
+    )
 
+    from fewfold.models.captioner.config import CaptionerConfig
+    from fewfold.models.captioner.model import CaptionerModel
     from fewfold.models.mask_predict.config import MaskPredictConfig
     from fewfold.models.mask_predict.model import MaskPredictModel
     from fewfold.models.sharebert.registration import register_config
@@ -22,4 +30,6 @@ def install_models() -> None:
     AutoModelForSeq2SeqLM.register(RecurrentTranslationConfig, RecurrentTranslationModel, exist_ok=True)
     AutoConfig.register(MaskPredictConfig.model_type, MaskPredictConfig, exist_ok=True)
     AutoModelForSeq2SeqLM.register(MaskPredictConfig, MaskPredictModel, exist_ok=True)
+    AutoConfig.register(CaptionerConfig.model_type, CaptionerConfig, exist_ok=True)
+    AutoModelForImageTextToText.register(CaptionerConfig, CaptionerModel, exist_ok=True)
     register_config()

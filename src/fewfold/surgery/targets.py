@@ -188,7 +188,8 @@ def is_token_table(model: nn.Module, target: Target) -> bool:
     if not isinstance(model, PreTrainedModel):
         return target.kind == "embedding"
     homes = {id(sub.get_input_embeddings()) for sub in _text_models(model)}
-    return id(model.get_submodule(target.module)) in homes
+    names = (target.module, *(tie.module for tie in target.ties))
+    return any(id(model.get_submodule(name)) in homes for name in names)
 
 
 def _text_models(model: nn.Module) -> Iterator[PreTrainedModel]:

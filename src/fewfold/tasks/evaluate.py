@@ -14,6 +14,7 @@ from torch import nn
 from fewfold.errors import TaskError
 from fewfold.tasks.answering import Answering
 from fewfold.tasks.batches import Padding
+from fewfold.tasks.captioning.task import CAPTIONS, Captioning
 from fewfold.tasks.classify import Classification
 from fewfold.tasks.finetune import FineTuning, fine_tune
 from fewfold.tasks.glue import GLUE
@@ -22,7 +23,8 @@ from fewfold.tasks.judged import Task
 from fewfold.tasks.result import Run, TaskResult, describe
 from fewfold.tasks.translation.task import LANGUAGE_PAIRS, Translation
 
-TASKS = (*GLUE, "squad", *LANGUAGE_PAIRS)
+GENERATED = (*LANGUAGE_PAIRS, *CAPTIONS)
+TASKS = (*GLUE, "squad", *GENERATED)
 
 
 def evaluate(
@@ -48,7 +50,7 @@ def evaluate(
     :param model: A transformers model; without `finetune` it needs the task's head, except for "stsb", where the
         cosines of a bare encoder's sentence vectors are judged.
     :param task: "cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "squad", or
-        "multi30k-en-de" and "multi30k-de-en", which are judged as they are.
+        "multi30k-en-de", "multi30k-de-en" and "flickr8k-captions", which are judged as they are.
     :param tokenizer: The model's tokenizer.
     :param finetune: How to fine-tune first; None not to.
     :param seeds: One run each; one where nothing is trained.
@@ -57,7 +59,7 @@ def evaluate(
     :param batch_size: Rows a forward while judging.
     :param eval_limit: Judge on the first so many examples; None for all.
     :param resamples: Bootstrap resamples of the examples for the intervals.
-    :param beams: Of translation: beams of the search, 1 is greedy.
+    :param beams: Of translation and captioning: beams of the search, 1 is greedy.
     :param predictions: A file for all predictions, a JSON object a line.
     :return: Metrics with mean, spread and intervals, counts, seconds, and what they depend on.
     :raises TaskError: If the task is unknown, the model does not fit, or the data is not as it should be.
@@ -73,8 +75,8 @@ def evaluate(
     if finetune is None:
         if not work.judges(model):
             raise TaskError(
-                f"{task}: {type(model).__name__} is no encoder–decoder that generates: give a translation model"
-                if task in LANGUAGE_PAIRS
+                f"{task}: {type(model).__name__} is no encoder–decoder that generates: give a {work.kind} model"
+                if task in GENERATED
                 else f"{task}: {type(model).__name__} has no head for it ({work.kind}, {work.num_labels} labels): pass "
                 "finetune=FineTuning() to train one, or load a model that was fine-tuned"
             )
@@ -89,7 +91,7 @@ def evaluate(
         "batch_size": batch_size,
         "eval_limit": eval_limit,
         "resamples": resamples,
-        **({"beams": beams} if task in LANGUAGE_PAIRS else {}),
+        **({"beams": beams} if task in GENERATED else {}),
     }
     result = TaskResult(task, runs, described, work.data(), settings, (time.perf_counter() - start) / 60)
     if predictions is not None:
@@ -116,6 +118,8 @@ def task_named(
         return Answering(tokenizer, max_length or 384, stride, eval_limit)
     if task in LANGUAGE_PAIRS:
         return Translation(task, tokenizer, max_length or 128, eval_limit, beams)
+    if task in CAPTIONS:
+        return Captioning(task, tokenizer, max_length or 30, eval_limit, beams)
     if task not in GLUE:
         raise TaskError(f"no task {task!r}: choose one of {', '.join(TASKS)}")
     return Classification(task, tokenizer, max_length or 128, eval_limit)
@@ -126,7 +130,7 @@ def _train_and_judge(
     resamples: int,
 ) -> tuple[list[Run], dict[str, Any]]:  # fmt: skip
     runs, described = [], {}
-    if work.kind == "translation":
+    if work.kind in ("translation", "captioning"):
         work.training_rows(model, None)
     kept = has_head(model, work.num_labels, work.kind)
     for seed in seeds:

@@ -16,7 +16,7 @@ from fewfold.errors import TaskError
 from fewfold.store import drop_unused_stores
 from fewfold.stored import unpack
 
-Kind = Literal["classification", "question-answering", "translation"]
+Kind = Literal["classification", "question-answering", "translation", "captioning"]
 _AUTO = {
     "classification": "AutoModelForSequenceClassification",
     "question-answering": "AutoModelForQuestionAnswering",

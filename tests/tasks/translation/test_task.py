@@ -9,7 +9,7 @@ import torch
 import fewfold
 from fewfold import TaskError
 from fewfold.tasks import FineTuning, evaluate
-from fewfold.tasks.translation import build_model, train_vocabularies, translate
+from fewfold.tasks.translation import SlimTables, build_model, train_vocabularies, translate
 
 
 @pytest.fixture
@@ -86,3 +86,24 @@ def test_compressed_and_judged(vocabularies, corpus):
     fewfold.compress(model, fewfold.LowRank(targets="linears", rank=8, weighting="none"))
     found = evaluate(model, "multi30k-en-de", tokenizer=vocabularies, eval_limit=2, resamples=5)
     assert found.model["compressed"]
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_built_from_a_recipe(corpus, joint, tmp_path):
+    vocabularies = train_vocabularies(corpus, 300, joint=joint)
+    sharing = fewfold.EmbeddingSharing(init_std=0.125)
+    model = build_model("transformer", vocabularies, size=64, layers=2, recipe=sharing)
+    layers = [*model.model.encoder.layers, *model.model.decoder.layers]
+    assert not any(type(module) is torch.nn.Linear for layer in layers for module in layer.modules())
+    stacks = [model.model.encoder, model.model.decoder]
+    for stack in stacks:
+        first, second = (layer.fc1.assembled_weight() for layer in stack.layers)
+        assert torch.equal(first, second)
+    assert not torch.equal(*(stack.layers[0].fc1.assembled_weight() for stack in stacks))
+    dense = build_model("transformer", vocabularies, size=64, layers=2)
+    assert sum(p.numel() for p in model.parameters()) < 0.6 * sum(p.numel() for p in dense.parameters())
+    before = translate(model, vocabularies, corpus.sources[:3], beams=2).texts
+    model.save_pretrained(tmp_path / "m")
+    assert translate(fewfold.load(tmp_path / "m"), vocabularies, corpus.sources[:3], beams=2).texts == before
+    with pytest.raises(TaskError, match="give one of them"):
+        build_model("lstm", vocabularies, size=64, slim=SlimTables(2), recipe=sharing)

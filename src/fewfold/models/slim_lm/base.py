@@ -14,6 +14,7 @@ from fewfold.errors import CheckpointError
 from fewfold.models.slim import SlimEmbedding, SlimSoftmax
 from fewfold.models.slim_lm.cells import LayerState, RecurrentLayer
 from fewfold.models.slim_lm.config import SlimLMConfig
+from fewfold.models.slim_lm.gated_conv import GatedConvLayer
 from fewfold.stored.modules import unpack
 
 State = tuple[LayerState, ...]  # by layer (h, c) or (h,), each (batch, width)
@@ -44,13 +45,13 @@ class SlimLMPreTrainedModel(PreTrainedModel):
     config: SlimLMConfig
     base_model_prefix = "model"
     _is_stateful = True
-    _no_split_modules = ["LSTMLayer", "GRULayer", "SlimEmbedding", "SlimSoftmax"]  # noqa: RUF012
+    _no_split_modules = ["LSTMLayer", "GRULayer", "GatedConvLayer", "SlimEmbedding", "SlimSoftmax"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Slim tables have drawn their own; dense ones start as those do, and output biases at 0."""
         std = self.config.initializer_range
-        if isinstance(module, RecurrentLayer):
+        if isinstance(module, RecurrentLayer | GatedConvLayer):
             module.reset_parameters()
         elif isinstance(getattr(module, "word_counts", None), Tensor):
             nn.init.zeros_(module.word_counts)  # type: ignore[arg-type]

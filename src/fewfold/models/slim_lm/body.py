@@ -12,10 +12,11 @@ from fewfold.models.slim_lm.base import SlimLMOutput, SlimLMPreTrainedModel, Sta
 from fewfold.models.slim_lm.cells import CELLS
 from fewfold.models.slim_lm.config import SlimLMConfig
 from fewfold.models.slim_lm.dropout import sequence_dropout, word_dropout
+from fewfold.models.slim_lm.gated_conv import GatedConvLayer
 
 
 class SlimLMModel(SlimLMPreTrainedModel):
-    """The body: input table and recurrent layers."""
+    """The body: input table and recurrent or gated convolutional layers."""
 
     def __init__(self, config: SlimLMConfig) -> None:
         super().__init__(config)
@@ -30,11 +31,8 @@ class SlimLMModel(SlimLMPreTrainedModel):
                 None if config.tie_word_embeddings else padding,  # the output layer needs the row as it is
                 std,
             )
-        kind, width, layers = CELLS[config.cell], config.embedding_size, []
-        for _ in range(config.num_layers):
-            layers.append(kind(width, config.hidden_size, config.projection_size, config.weight_dropout))
-            width = config.output_size
-        self.layers = nn.ModuleList(layers)
+        widths = [config.embedding_size] + [config.output_size] * (config.num_layers - 1)
+        self.layers = nn.ModuleList(_layer(config, width) for width in widths)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -101,6 +99,12 @@ class SlimLMModel(SlimLMPreTrainedModel):
                 f"state has {len(state)} layers with shapes {shapes}; the model has {len(self.layers)} layers and the "
                 f"batch {batch} rows: pass what the call before returned, for the same batch"
             )
+
+
+def _layer(config: SlimLMConfig, width: int) -> nn.Module:
+    if config.cell == "gated_conv":
+        return GatedConvLayer(width, config.hidden_size, config.kernel_size)
+    return CELLS[config.cell](width, config.hidden_size, config.projection_size, config.weight_dropout)
 
 
 def _mask(attention_mask: Tensor | None, hidden: Tensor) -> Tensor | None:

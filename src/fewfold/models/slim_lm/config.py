@@ -13,7 +13,7 @@ _DROPOUTS = ("embedding_dropout", "input_dropout", "hidden_dropout", "output_dro
 
 
 class SlimLMConfig(PreTrainedConfig):
-    """An LSTM or GRU language model with slim or dense input and output layers.
+    """An LSTM, GRU or gated convolutional language model with slim or dense input and output layers.
 
     ``input_codes`` and ``output_codes`` are None for dense layers, or a dict: ``positions`` (K), one size
     (``words``, ``pool_size``, ``ratio``, ``numbers`` or ``bytes``; see :class:`~fewfold.models.SlimCodes`), ``pool``
@@ -24,9 +24,10 @@ class SlimLMConfig(PreTrainedConfig):
     :param embedding_size: width of the input table; as ``hidden_size`` unless given.
     :param hidden_size: width of a cell.
     :param num_layers: recurrent layers.
-    :param cell: ``lstm`` or ``gru``.
+    :param cell: ``lstm``, ``gru`` or ``gated_conv`` (Dauphin et al., 2017).
     :param projection_size: every layer's output is projected to so many numbers; an LSTM also feeds them back
         (Sak et al., 2014), a GRU does not.
+    :param kernel_size: words that a gated convolution reads.
     :param tie_word_embeddings: one table for input and output; its width is then that of the last layer's output.
     :param output_bias: whether every word has a bias in the output layer.
     :param embedding_dropout: share of words whose vectors are dropped as a whole.
@@ -56,6 +57,7 @@ class SlimLMConfig(PreTrainedConfig):
         num_layers: int = 1,
         cell: str = "lstm",
         projection_size: int | None = None,
+        kernel_size: int = 4,
         tie_word_embeddings: bool = False,
         output_bias: bool = True,
         embedding_dropout: float = 0.0,
@@ -80,7 +82,7 @@ class SlimLMConfig(PreTrainedConfig):
     ) -> None:
         self.vocab_size, self.hidden_size, self.num_layers = vocab_size, hidden_size, num_layers
         self.embedding_size = hidden_size if embedding_size is None else embedding_size
-        self.cell, self.projection_size = cell, projection_size
+        self.cell, self.projection_size, self.kernel_size = cell, projection_size, kernel_size
         self.output_bias = output_bias
         self.embedding_dropout, self.input_dropout = embedding_dropout, input_dropout
         self.hidden_dropout, self.output_dropout = hidden_dropout, output_dropout
@@ -104,7 +106,15 @@ class SlimLMConfig(PreTrainedConfig):
     def _check(self) -> None:
         positive: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("vocab_size", "hidden_size", "embedding_size", "num_layers", "loss_chunk", "loss_samples")
+            for name in (
+                "vocab_size",
+                "hidden_size",
+                "embedding_size",
+                "num_layers",
+                "kernel_size",
+                "loss_chunk",
+                "loss_samples",
+            )
         }
         if self.projection_size is not None:
             positive["projection_size"] = self.projection_size
@@ -116,12 +126,17 @@ class SlimLMConfig(PreTrainedConfig):
             if not 0 <= value < 1:
                 raise ModelError(f"SlimLMConfig({name}={value!r}): it must be at least 0 and below 1")
         for name, allowed in (
-            ("cell", ("lstm", "gru")),
+            ("cell", ("lstm", "gru", "gated_conv")),
             ("loss", ("full", "sampled", "nce")),
             ("loss_noise", ("log_uniform", "unigram")),
         ):
             if getattr(self, name) not in allowed:
                 raise ModelError(f"SlimLMConfig({name}={getattr(self, name)!r}): allowed are {', '.join(allowed)}")
+        if self.cell == "gated_conv" and (self.projection_size is not None or self.weight_dropout):
+            raise ModelError(
+                f"SlimLMConfig(cell='gated_conv', projection_size={self.projection_size}, weight_dropout="
+                f"{self.weight_dropout}): both are of recurrent cells; leave them out"
+            )
         if self.cell == "lstm" and self.projection_size is not None and self.projection_size >= self.hidden_size:
             raise ModelError(
                 f"SlimLMConfig(projection_size={self.projection_size}): an LSTM projects to fewer numbers than its "

@@ -32,15 +32,15 @@ class Bleu:
 
 def bleu(
     translations: Sequence[str],
-    references: Sequence[str],
+    references: Sequence[str | Sequence[str]],
     lowercase: bool = False,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Bleu:
-    """Score detokenized translations against one reference each (Papineni et al. 2002; Post 2018).
+    """Score detokenized translations against their references (Papineni et al. 2002; Post 2018).
 
     :param translations: Plain text.
-    :param references: Plain text, as many.
+    :param references: Plain text, as many; of each translation one, or several.
     :param lowercase: Compare lower-cased text.
     :param resamples: Bootstrap resamples of the sentences.
     :param seed: Seed of the resampling.
@@ -52,9 +52,11 @@ def bleu(
         raise TaskError(f"BLEU: {len(translations)} translations and {len(references)} references; give one for each")
     metrics = require("sacrebleu.metrics")
     metric = metrics.BLEU(lowercase=lowercase)
-    whole = metric.corpus_score(list(translations), [list(references)])
+    several = [_listed(given) for given in references]
+    streams = [[given[i] if i < len(given) else None for given in several] for i in range(max(map(len, several)))]
+    whole = metric.corpus_score(list(translations), streams)
     by_sentence = metrics.BLEU(lowercase=lowercase, effective_order=True)  # the same counts, no warnings
-    statistics = sentence_statistics(by_sentence, translations, references)
+    statistics = sentence_statistics(by_sentence, translations, several)
     rng, count = np.random.default_rng(seed), len(translations)
     drawn = np.stack([statistics[rng.integers(count, size=count)].sum(axis=0) for _ in range(resamples)])
     low, high = np.percentile(bleu_of(drawn), [2.5, 97.5])
@@ -62,16 +64,21 @@ def bleu(
     return Bleu(Score(float(whole.score), float(low), float(high)), str(metric.get_signature()), ratio)
 
 
-def sentence_statistics(metric: Any, translations: Sequence[str], references: Sequence[str]) -> NDArray:
+def sentence_statistics(metric: Any, translations: Sequence[str], references: Sequence[str | Sequence[str]]) -> NDArray:
     """Count what BLEU is made of, sentence by sentence.
 
     :param metric: sacrebleu's BLEU.
     :param translations: Plain text.
-    :param references: Plain text.
+    :param references: Plain text, of each translation at least one.
     :return: `(sentences, 10)`: matched and all n-grams of orders 1…4, words of the translation and of the reference.
     """
-    scores = (metric.sentence_score(text, [other]) for text, other in zip(translations, references, strict=True))
+    scores = (metric.sentence_score(text, _listed(other)) for text, other in zip(translations, references, strict=True))
     return np.array([[*score.counts, *score.totals, score.sys_len, score.ref_len] for score in scores], dtype=float)
+
+
+def _listed(given: str | Sequence[str]) -> list[str]:
+    """References of one translation."""
+    return [given] if isinstance(given, str) else list(given)
 
 
 def bleu_of(statistics: NDArray) -> NDArray:

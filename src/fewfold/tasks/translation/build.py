@@ -16,7 +16,7 @@ POSITIONS = 256  # tokens a sentence may have in a transformer
 
 def build_model(
     kind: str, vocabularies: Vocabularies, *, size: int = 256, layers: int | None = None, dropout: float = 0.3,
-    slim: SlimTables | None = None, seed: int = 0,
+    slim: SlimTables | None = None, recipe: Any = None, seed: int = 0,
 ) -> Any:  # fmt: skip
     """Make a model with fresh weights.
 
@@ -28,18 +28,27 @@ def build_model(
     :param layers: Of encoder and decoder each; None: 1 for "lstm", 3 for the others.
     :param dropout: See the models' configs.
     :param slim: Sizes of slim tables; None for dense ones.
+    :param recipe: Methods that the model is built from, as `fewfold.compress` takes them; not with `slim`.
     :param seed: Of the fresh weights; the global generator is left as it was.
     :return: The model.
-    :raises TaskError: If the kind or the size is unknown.
+    :raises TaskError: If the kind or the size is unknown, or both `slim` and `recipe` are given.
     """
     if kind not in KINDS:
         raise TaskError(f"no model {kind!r}: choose {', '.join(KINDS)}")
     if size < 64 or size % 64:
         raise TaskError(f"size={size}: give a multiple of 64")
+    if slim is not None and recipe is not None:
+        raise TaskError("slim tables and a recipe: give one of them; a recipe can hold SubvectorCodes too")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _BUILDERS[kind](vocabularies, size, layers, dropout)
-        return model if slim is None else make_slim(model, slim)
+        if slim is not None:
+            return make_slim(model, slim)
+        if recipe is not None:
+            from fewfold.compress import compress
+
+            compress(model, recipe, fit=False, seed=seed)
+        return model
 
 
 def _ids(vocabularies: Vocabularies) -> dict[str, Any]:

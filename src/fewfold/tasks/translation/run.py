@@ -27,14 +27,14 @@ from fewfold.tasks.translation.vocabulary import train_vocabularies
 def train_and_save(
     folder: Path, kind: str, train: Corpus, held_out: Corpus, settings: TranslationTraining, *,
     slim: SlimTables | None = None, vocabulary: int = 8000, joint: bool = True, lowercase: bool = False,
-    size: int = 256, layers: int | None = None, dropout: float = 0.3, resume: bool = True,
+    size: int = 256, layers: int | None = None, dropout: float = 0.3, recipe: Any = None, resume: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a model and write it, its tokenizers, `training.json` and `training.png` into a folder.
 
     A run's state is kept in `FOLDER.checkpoints`, and removed when the model is saved.
 
     :param folder: To write; one that holds something is replaced.
-    :param kind: As of `build_model`, like `slim`, `size`, `layers` and `dropout`.
+    :param kind: As of `build_model`, like `slim`, `size`, `layers`, `dropout` and `recipe`.
     :param train: Training pairs.
     :param held_out: Pairs that the loss is measured on.
     :param settings: How to train.
@@ -47,7 +47,9 @@ def train_and_save(
         raise CheckpointError(f"{folder} is a file; give a folder to write to")
     with step("training the vocabulary"):
         vocabularies = train_vocabularies(train, vocabulary, joint, lowercase)
-    model = build_model(kind, vocabularies, size=size, layers=layers, dropout=dropout, slim=slim, seed=settings.seed)
+    model = build_model(
+        kind, vocabularies, size=size, layers=layers, dropout=dropout, slim=slim, recipe=recipe, seed=settings.seed
+    )
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     state = folder.with_name(f"{folder.name}.checkpoints")

@@ -1,0 +1,1 @@
+"""Captions for images: a small image encoder and a transformer decoder."""

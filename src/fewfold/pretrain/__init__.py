@@ -1,0 +1,1 @@
+"""Training from scratch through transformers.Trainer: masked language models, and whatever has a loss."""

@@ -1,0 +1,46 @@
+"""Masked language models with fresh weights, dense or built from methods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fewfold.errors import TaskError
+from fewfold.pretrain.config import PretrainConfig
+
+
+def build_masked_lm(config: PretrainConfig, tokenizer: Any) -> Any:
+    """Make the model that a config describes.
+
+    :param config: Of the pretraining.
+    :param tokenizer: Decides the rows of the token table.
+    :return: A masked language model of transformers or `ShareBertForMaskedLM`; torch's generator is left as it was.
+    :raises TaskError: If there is no such family, or it does not take the fields.
+    """
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    from fewfold.compress import compress
+    from fewfold.models import ShareBertConfig
+    from fewfold.recipe import Recipe
+
+    rows = -(-len(tokenizer) // config.pad_vocabulary) * config.pad_vocabulary
+    ids = {"vocab_size": rows, "pad_token_id": tokenizer.pad_token_id}
+    fields = {"max_position_embeddings": config.length, **config.model, **ids}
+    try:
+        if config.family == "sharebert":
+            made: Any = ShareBertConfig.preset(config.size or "small", **fields)
+        elif config.size is not None:
+            raise TaskError(f"size={config.size!r} is of sharebert: give the sizes of a {config.family} under model")
+        else:
+            made = AutoConfig.for_model(config.family, **fields)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.training.seed)
+            model = AutoModelForMaskedLM.from_config(made)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, TaskError):
+            raise
+        raise TaskError(f"family={config.family!r} with {config.model}: {error}") from error
+    if config.methods:
+        compress(model, Recipe.model_validate({"methods": config.methods}), fit=False, seed=config.training.seed)
+    return model

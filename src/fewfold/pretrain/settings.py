@@ -1,0 +1,69 @@
+"""How a model is trained from scratch by transformers.Trainer."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fewfold.errors import TaskError
+
+_LIMITS = ("micro_batch", "log_steps", "evaluate_steps", "checkpoint_steps", "checkpoints_kept", "bf16")
+
+
+class PretrainSettings(BaseModel):
+    """AdamW with a linear warm-up; biases and norms do not decay. What is drawn depends on seed and step alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(3000, ge=1, description="optimizer steps")
+    batch: int = Field(32, ge=1, description="examples of a step, over all processes")
+    micro_batch: int | None = Field(
+        None, ge=1, description="examples that a process holds at a time; gradients of the others are added up (None: "
+        "its share of the batch)",
+    )  # fmt: skip
+    learning_rate: float = Field(1e-3, gt=0, description="its peak")
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.06, ge=0, lt=1, description="share of the steps in which the rate rises")
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    max_gradient_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to it")
+    bf16: bool = Field(False, description="autocast to bfloat16")
+    seed: int = 0
+    log_steps: int = Field(50, ge=1, description="steps that a point of the curve averages")
+    evaluate_steps: int | None = Field(None, ge=1, description="steps between looks at held-out data (a quarter)")
+    checkpoint_steps: int = Field(500, ge=1)
+    checkpoints_kept: int = Field(1, ge=1)
+
+    @classmethod
+    def make(cls, **settings: Any) -> PretrainSettings:
+        """Check settings.
+
+        :raises TaskError: naming the setting, its value and what it may be.
+        """
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise TaskError(f"{name}={first['input']!r}: {first['msg']}") from error
+
+    def accumulated(self, processes: int) -> tuple[int, int]:
+        """Split a step's batch.
+
+        :param processes: That train side by side.
+        :return: Examples that a process holds at a time, and how many times of a step.
+        :raises TaskError: If the batch cannot be split evenly.
+        """
+        micro = self.micro_batch or max(1, self.batch // processes)
+        rounds, rest = divmod(self.batch, micro * processes)
+        if rest or not rounds:
+            raise TaskError(
+                f"batch={self.batch} is no multiple of micro_batch={micro} times {processes} processes: change either"
+            )
+        return micro, rounds
+
+    def of_the_run(self) -> dict[str, Any]:
+        """What has to stay the same for a run to go on."""
+        return {name: value for name, value in self.model_dump(mode="json").items() if name not in _LIMITS}
