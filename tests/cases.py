@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import MODELS, make, outputs
+from tiny_models import MODELS, make, outputs
 
 import fewfold
 from fewfold import (

@@ -3,11 +3,11 @@ import sys
 
 import pytest
 import torch
+from tiny_models import inputs, make
 
 import fewfold
 from fewfold import Budget, BudgetError, Dense, LowRank, Recipe, RecipeError, TargetError, compress
 from fewfold.measure.parameters import stored_bytes, unique_parameters
-from tests.models import inputs, make
 
 LINEARS = 2 * (4 * 16 * 16 + 2 * 16 * 24)
 

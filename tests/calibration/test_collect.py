@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from tiny_models import inputs, make
 
 from fewfold import CalibrationError
 from fewfold.calibration.cache import Cache
 from fewfold.calibration.collect import collect
 from fewfold.calibration.inputs import calibration_batches
 from fewfold.surgery.targets import find_targets
-from tests.models import inputs, make
 
 
 def seen_by(model, batches, module_name, mask_key="attention_mask"):

@@ -1,9 +1,9 @@
 import pytest
 import torch
+from tiny_models import make
 
 from fewfold import CalibrationError
 from fewfold.calibration.inputs import calibration_batches, count_tokens, cut_to_pieces, fingerprint
-from tests.models import make
 
 
 class Words:

@@ -3,12 +3,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tiny_models import inputs, make
 
 from fewfold import LowRank, compress
 from fewfold.calibration.inputs import calibration_batches
 from fewfold.calibration.streams import CannotStream, Streams, find_stacks
 from fewfold.surgery.targets import find_targets, select
-from tests.models import inputs, make
 
 FAMILIES = ["bert", "roberta_mlm", "distilbert", "gpt2_lm", "llama", "t5_lm", "bart", "vit"]
 

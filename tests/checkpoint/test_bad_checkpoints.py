@@ -12,8 +12,8 @@ import pytest
 import torch
 import transformers as tf
 from cases import METHODS, copied
-from models import MODELS, auto_class, make, outputs
 from safetensors.torch import load_file, save_file
+from tiny_models import MODELS, auto_class, make, outputs
 
 import fewfold
 from fewfold import CheckpointError, LowRank, TargetError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import METHODS, STORED, pairwise, saved, serves
-from models import MODELS, auto_class, outputs
+from tiny_models import MODELS, auto_class, outputs
 
 import fewfold
 
@@ -22,7 +22,7 @@ CASES = [
 
 LOAD = """
 import sys, torch, fewfold
-from models import auto_class, outputs
+from tiny_models import auto_class, outputs
 results = {}
 for line in sys.stdin.read().splitlines():
     name, folder = line.split("|")
@@ -32,7 +32,7 @@ torch.save(results, sys.argv[1])
 
 PLAIN = """
 import sys, torch
-from models import auto_class, outputs
+from tiny_models import auto_class, outputs
 results = {}
 for line in sys.stdin.read().splitlines():
     name, folder = line.split("|")

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers as tf
 from cases import METHODS, copied
-from models import auto_class, inputs, make, outputs
+from tiny_models import auto_class, inputs, make, outputs
 
 import fewfold
 from fewfold import LowRank

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers as tf
-from models import VOCAB, make
+from tiny_models import VOCAB, make
 
 import fewfold
 from fewfold import SharedLayers, TargetError

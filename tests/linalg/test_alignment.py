@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from models import make, outputs
+from tiny_models import make, outputs
 
 from fewfold.linalg.alignment import best_assignment, inner_products, match_neurons
 

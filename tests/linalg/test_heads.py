@@ -4,7 +4,7 @@ from itertools import permutations, product
 
 import pytest
 import torch
-from models import make, outputs
+from tiny_models import make, outputs
 
 from fewfold.linalg.heads import Heads, match_heads, rotate_heads, rows_of_heads
 

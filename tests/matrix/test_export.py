@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cases import METHODS, copied, spread
-from models import inputs, outputs
+from tiny_models import inputs, outputs
 
 import fewfold
 from fewfold.measure.parameters import unique_parameters

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from cases import METHODS, STORED, compressed, copied, matrix, saved
-from models import MODELS, VOCAB, auto_class, make, outputs
+from tiny_models import MODELS, VOCAB, auto_class, make, outputs
 
 import fewfold
 from fewfold.checkpoint.config import structure_of

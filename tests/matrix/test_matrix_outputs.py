@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cases import METHODS, STORED, copied, full_config, matrix
-from models import MODELS, inputs, make, outputs
+from tiny_models import MODELS, inputs, make, outputs
 
 import fewfold
 from fewfold.assembled import Assembled, AssembledEmbedding

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from cases import METHODS, compressed, copied
-from models import auto_class, inputs, make, outputs
+from tiny_models import auto_class, inputs, make, outputs
 from torch import nn
 from transformers import Trainer, TrainingArguments
 

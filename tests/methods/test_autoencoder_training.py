@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny_models import inputs, make
 from torch.nn import functional as F
 
 from fewfold import EmbeddingAutoencoder, RecipeError, compress
@@ -10,7 +11,6 @@ from fewfold.methods.base import Unit
 from fewfold.methods.embedding_autoencoder.training import table_loss, train
 from fewfold.methods.registry import method_named
 from fewfold.surgery.targets import Target
-from tests.models import inputs, make
 
 PUBLISHED = {"solver": "published", "weighting": "none"}
 

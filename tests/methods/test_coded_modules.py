@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from models import VOCAB, inputs, make, outputs
+from tiny_models import VOCAB, inputs, make, outputs
 from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tiny_models import auto_class, inputs, make, outputs
 
 import fewfold
 from fewfold import CalibrationError, EmbeddingAutoencoder, LowRank, RecipeError, compress
@@ -16,7 +17,6 @@ from fewfold.methods.embedding_autoencoder.modules import AutoencoderEmbedding
 from fewfold.methods.registry import method_named
 from fewfold.recipe import Recipe
 from fewfold.surgery.targets import Target
-from tests.models import auto_class, inputs, make, outputs
 
 METHOD = method_named("embedding_autoencoder")
 TABLES = {"bert_mlm": "bert.embeddings.word_embeddings", "gpt2_lm": "transformer.wte", "bart_lm": "model.shared"}

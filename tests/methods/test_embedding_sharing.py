@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from models import VOCAB, auto_class, inputs, make, outputs
+from tiny_models import VOCAB, auto_class, inputs, make, outputs
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny_models import inputs, make
 
 from fewfold import CalibrationError, LowRank, RecipeError, compress
 from fewfold.calibration.collect import collect
@@ -12,7 +13,6 @@ from fewfold.methods.registry import method_named
 from fewfold.recipe import Recipe
 from fewfold.surgery.targets import read_weight
 from fewfold.surgery.units import find_units
-from tests.models import inputs, make
 
 METHOD = method_named("low_rank")
 

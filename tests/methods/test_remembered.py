@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import make
+from tiny_models import make
 
 import fewfold
 from fewfold import SubvectorCodes

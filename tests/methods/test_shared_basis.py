@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tiny_models import inputs, make, outputs
 
 import fewfold
 from fewfold import LowRank, RecipeError, SharedBasis
@@ -17,7 +18,6 @@ from fewfold.recipe import Recipe
 from fewfold.store import stores_of
 from fewfold.surgery.targets import Target, find_targets, read_weight
 from fewfold.surgery.units import find_units
-from tests.models import inputs, make, outputs
 
 METHOD = method_named("shared_basis")
 

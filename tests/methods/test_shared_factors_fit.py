@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers as tf
-from models import make, outputs
+from tiny_models import make, outputs
 
 import fewfold
 from fewfold import Budget, LowRank, Recipe, SharedFactors, TensorTrain, Tucker

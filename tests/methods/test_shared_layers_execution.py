@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from models import VOCAB, inputs, make, outputs
-from test_shared_layers_fit import PLAIN, deep, modules_of, weights_of
+from layer_models import PLAIN, deep, modules_of, weights_of
+from tiny_models import VOCAB, inputs, make, outputs
 from torch import nn
 
 import fewfold

@@ -7,8 +7,8 @@ import socket
 
 import pytest
 import torch
-from models import inputs
-from test_shared_layers_fit import deep
+from layer_models import deep
+from tiny_models import inputs
 
 import fewfold
 from fewfold import SharedLayers

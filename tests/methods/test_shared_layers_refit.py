@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from models import outputs
-from test_shared_layers_fit import deep, modules_of, texts
+from layer_models import deep, modules_of, texts
+from tiny_models import outputs
 
 import fewfold
 from fewfold import SharedLayers

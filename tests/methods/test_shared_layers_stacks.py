@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers as tf
-from models import VOCAB, inputs, make, outputs
+from tiny_models import VOCAB, inputs, make, outputs
 
 import fewfold
 from fewfold import SharedLayers

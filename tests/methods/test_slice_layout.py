@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from models import MODELS, make
+from tiny_models import MODELS, make
 
 from fewfold.methods.slices.layout import (
     Cut,

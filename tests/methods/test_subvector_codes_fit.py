@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from models import auto_class, inputs, make, outputs
+from tiny_models import auto_class, inputs, make, outputs
 
 from fewfold import CalibrationError, LowRank, RecipeError, SubvectorCodes, compress
 from fewfold.calibration.collect import collect

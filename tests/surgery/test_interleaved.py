@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 import transformers as tf
-from models import VOCAB
+from tiny_models import VOCAB
 from torch import nn
 from transformers.models.bloom.modeling_bloom import BloomAttention
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as tf
 from cases import METHODS, copied
-from models import inputs, make
+from tiny_models import inputs, make
 
 import fewfold
 from fewfold import Dense, LowRank, TaskError
