@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewfold_cli import compress, demo, densify, distill, evaluate, inspect, lm, measure, recipes, translation
+from fewfold_cli import compress, demo, densify, distill, evaluate, inspect, lm, measure, recipes, report, translation
 
 app = typer.Typer(
     name="fewfold",
@@ -39,6 +39,7 @@ app.command("distill", epilog=distill.EXAMPLE)(distill.distill)
 app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command("measure", epilog=measure.EXAMPLE)(measure.measure)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command("report", epilog=report.EXAMPLE)(report.report)
 app.command("densify", epilog=densify.EXAMPLE)(densify.densify)
 app.add_typer(lm.app, name="lm")
 app.command("recipes", epilog=recipes.EXAMPLE)(recipes.recipes)
