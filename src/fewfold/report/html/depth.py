@@ -53,15 +53,15 @@ def _over_layers(study: Study, name: str, title: str, label: str, value: Value, 
     roles = list(dict.fromkeys(layer.role for layer, _ in told))
     hints = {}
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+        figure = Figure(figsize=(4.6, 4.4), layout="constrained")
         drawn = figure.subplots()
         for number, role in enumerate(roles):
             points = [(-1 if layer.layer is None else layer.layer, height) for layer, height in told
                       if layer.role == role]  # fmt: skip
             hints[f"line-{number}"] = role
             drawn.plot(
-                *zip(*sorted(points), strict=True), gid=f"line-{number}", label=_tail(role), linewidth=1.2, markersize=5,
-                color=COLOURS[number % len(COLOURS)], marker=MARKERS[(number // len(COLOURS) + number) % len(MARKERS)],
+                *zip(*sorted(points), strict=True), gid=f"line-{number}", label=_tail(role), linewidth=1.2,
+                markersize=5, color=COLOURS[number % len(COLOURS)], marker=MARKERS[(number // len(COLOURS) + number) % len(MARKERS)],
             )  # fmt: skip
         drawn.set(xlabel="layer (−1: outside of the layers)" if _outside(told) else "layer", ylabel=label)
         drawn.set_ylim(bottom=0)
@@ -79,7 +79,7 @@ def _outside(told: Sequence[tuple[Layer, float]]) -> bool:
 
 
 def _spectra(study: Study, name: str) -> Picture:
-    """Small panels of singular values, one a role; lines from light (first layer) to dark (last)."""
+    """Small panels of singular values, one a role; lines from green (first layer) to blue (last)."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -88,12 +88,12 @@ def _spectra(study: Study, name: str) -> Picture:
     rows = -(-len(roles) // columns)
     depth = max((layer.layer or 0 for layer in study.layers), default=0) or 1
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(5.2, 0.7 + 1.75 * rows), layout="constrained")
+        figure = Figure(figsize=(4.6, 0.7 + 1.6 * rows), layout="constrained")
         panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
         for panel, role in zip(panels, roles, strict=False):
             for layer in (one for one in study.layers if one.role == role and one.spectrum):
                 share = [place / max(1, len(layer.spectrum) - 1) for place in range(len(layer.spectrum))]
-                colour = matplotlib.colormaps["viridis"](0.92 - 0.8 * (layer.layer or 0) / depth)
+                colour = matplotlib.colormaps["viridis"](0.85 - 0.5 * (layer.layer or 0) / depth)
                 panel.plot(share, [max(value, 1e-4) for value in layer.spectrum], color=colour, linewidth=1)
             panel.set(yscale="log", ylim=(1e-4, 1.5), xlim=(0, 1))
             panel.set_title(_tail(role), fontsize=9.5)
@@ -105,12 +105,11 @@ def _spectra(study: Study, name: str) -> Picture:
         markup = svg(figure, name, f"Singular values of the assembled weights of {study.folder}", {})
     return Picture(
         name, "Spectra", markup,
-        "Singular values of the assembled weights over the largest one, light for the first layer and dark for the last. "
+        "Singular values of the assembled weights over the largest one, green for the first layer, blue for the last. "
         "A curve that falls off at once has reached its rank.",
     )  # fmt: skip
 
 
-def _tail(role: str, width: int = 27) -> str:
+def _tail(role: str, width: int = 24) -> str:
     """The end of a long role, which tells weights apart."""
     return role if len(role) <= width else "…" + role[-(width - 1) :]
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -54,8 +55,8 @@ class Entry:
 
     @property
     def family(self) -> str:
-        """What the name says up to its first comma."""
-        return self.name.split(",")[0].strip()
+        """What the name says up to its first comma, colon or bracket."""
+        return re.split(r",|:| \(", self.name)[0].strip()
 
 
 def more_is_better(metric: str) -> bool:

@@ -82,15 +82,16 @@ def study(folder: Path, dense: Path | None = None) -> Study:
     for row in track([row for row in told.rows if row.target in records], "spectra and errors"):
         record, weight = records[row.target], assembled.get(row.target)
         original = originals.get(row.target)
-        same = weight is not None and original is not None and original.shape == weight.shape
         rank = record.settings.get("rank")
         role, place = role_of(row.target)
+        error = None
+        if weight is not None and original is not None and original.shape == weight.shape:
+            error = relative_error(weight, original)
         layers.append(
             Layer(
                 row.target, role, place, row.method, row.rank, row.stored, rank if isinstance(rank, int) else None,
                 row.parameters, row.bytes, row.dense,
-                error=relative_error(weight, original) if same and weight is not None and original is not None else None,
-                spectrum=spectrum(weight) if weight is not None else (),
+                error=error, spectrum=spectrum(weight) if weight is not None else (),
             )
         )  # fmt: skip
     stores = [
@@ -145,4 +146,3 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
         for one in {target, *split_fused(model, target)}:
             found[one.name] = read_weight(model, one).detach()
     return found
-

@@ -15,7 +15,7 @@ METRICS = 6
 
 def quality_pictures(entries: Sequence[Entry]) -> list[Picture]:
     """Size against each metric that at least two entries of known size have; the six commonest."""
-    found = []
+    found: list[Picture] = []
     for metric in metrics_of(entries):
         told = [(entry, entry.quality[metric]) for entry in entries if entry.bytes and metric in entry.quality]
         if len(told) > 1 and len(found) < METRICS:
@@ -26,7 +26,7 @@ def quality_pictures(entries: Sequence[Entry]) -> list[Picture]:
 
 def speed_pictures(entries: Sequence[Entry]) -> list[Picture]:
     """Size against each measured latency, and against work a token."""
-    found = []
+    found: list[Picture] = []
     for point in dict.fromkeys(point for entry in entries for point in entry.latency):
         told = [(entry, Score(entry.latency[point])) for entry in entries if entry.bytes and point in entry.latency]
         label = "latency (ms)" if point == "latency" else f"latency at {point.replace('x', '×')} (ms)"

@@ -8,7 +8,6 @@ from typing import Any
 
 from fewfold.report.html.entries import Entry, Score
 
-_INTERVALS = ("value", "low", "high")
 # Figures of a run that say what it costs, by the names that records use.
 _SIZES = {
     "bytes": ("bytes", "weight_file_bytes", "file_bytes"),
@@ -120,7 +119,7 @@ def _run(run: Mapping[str, Any], origin: str) -> Iterator[Entry]:
 
 def _score(value: Any) -> Score | None:
     if isinstance(value, dict) and isinstance(value.get("value"), int | float):
-        return Score(*(value.get(key) for key in _INTERVALS))
+        return Score(value["value"], value.get("low"), value.get("high"))
     return Score(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 

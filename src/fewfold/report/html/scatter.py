@@ -14,7 +14,7 @@ from fewfold.report.labels import label_points
 from fewfold.report.plots import COLOURS, FLOOR, MARKERS
 
 FAMILIES = len(COLOURS) - 1  # in colours of their own; black is the front's
-LABELLED = 7
+LABELLED = 6
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def scatter(name: str, title: str, entries: Sequence[Entry], heights: Sequence[S
     best = [models[place] for place in front([points[place] for place in models], axis.more)]
     hints = {}
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+        figure = Figure(figsize=(4.6, 4.4), layout="constrained")
         canvas = FigureCanvasAgg(figure)
         drawn = figure.subplots()
         styles = _styles(entries)
@@ -72,7 +72,7 @@ def scatter(name: str, title: str, entries: Sequence[Entry], heights: Sequence[S
         _legend(figure, entries, styles)
         canvas.draw()
         named = _named(entries, best)
-        label_points(drawn, [(_short(entries[i].name), *points[i]) for i in named], canvas.get_renderer())
+        label_points(drawn, [(_short(entries[i].name), *points[i]) for i in named], canvas.get_renderer(), points)
         markup = svg(figure, name, f"{title}: {axis.label} against stored size, {len(entries)} models", hints)
     return Picture(name, title, markup, _caption(entries, points, best, axis))
 

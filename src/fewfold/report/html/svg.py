@@ -18,7 +18,7 @@ THEME = {
     "#e3e3e3": "var(--grid)",
     "#ffffff": "var(--paper)",
 }
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fewfold",
     "font.size": 10.5,

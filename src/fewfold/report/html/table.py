@@ -39,10 +39,10 @@ def table_of(entries: Sequence[Entry]) -> tuple[list[Column], list[list[Cell]]]:
     for point in points:
         name = "ms" if point == "latency" else f"ms at {point.replace('x', '×')}"
         hint = "median latency at batch × length"
-        columns.append((Column(name, hint, True), lambda entry, point=point: entry.latency.get(point), _two))
+        columns.append((Column(name, hint, True), _latency(point), _two))
     for metric in metrics_of(entries):
         hint = "more is better" if more_is_better(metric) else "less is better"
-        columns.append((Column(metric, hint, True), lambda entry, metric=metric: entry.quality.get(metric), _score))
+        columns.append((Column(metric, hint, True), _quality(metric), _score))
     columns += [
         (Column("minutes", "wall time", True), lambda entry: entry.minutes, _two),
         (Column("calibration", "texts it was fitted to", False), lambda entry: entry.calibration, str),
@@ -57,6 +57,14 @@ def _cell(column: Column, value: Any, words: Callable[[Any], str]) -> Cell:
     if value is None:
         return Cell("–", "", column.is_number)
     return Cell(words(value), value.value if isinstance(value, Score) else value, column.is_number)
+
+
+def _latency(point: str) -> Callable[[Entry], Any]:
+    return lambda entry: entry.latency.get(point)
+
+
+def _quality(metric: str) -> Callable[[Entry], Any]:
+    return lambda entry: entry.quality.get(metric)
 
 
 def _million(number: float | None) -> float | None:
