@@ -61,7 +61,8 @@ def _over_layers(study: Study, name: str, title: str, label: str, value: Value, 
             hints[f"line-{number}"] = role
             drawn.plot(
                 *zip(*sorted(points), strict=True), gid=f"line-{number}", label=_tail(role), linewidth=1.2,
-                markersize=5, color=COLOURS[number % len(COLOURS)], marker=MARKERS[(number // len(COLOURS) + number) % len(MARKERS)],
+                markersize=5, color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[(number // len(COLOURS) + number) % len(MARKERS)],
             )  # fmt: skip
         drawn.set(xlabel="layer (−1: outside of the layers)" if _outside(told) else "layer", ylabel=label)
         drawn.set_ylim(bottom=0)
