@@ -1,15 +1,12 @@
 """A page drawn from small records, and a headless browser where there is one."""
 
 import os
-import shutil
-from pathlib import Path
 
 import pytest
+from browsers import launch
 from report_records import write
 
 from fewfold.report.html import write_report
-
-BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 @pytest.fixture(scope="session")
@@ -34,19 +31,14 @@ def _missing(reason):
 
 @pytest.fixture(scope="module")
 def browser():
-    """A headless Chromium: playwright's own, else one of the system's."""
+    """A headless Chromium, or the reason why the test is skipped."""
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError:
         _missing("playwright is not installed")
-    arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with sync_playwright() as playwright:
-        own = Path(playwright.chromium.executable_path).exists()
-        path = None if own else next(filter(None, map(shutil.which, BROWSERS)), None)
-        if not own and path is None:
-            _missing("there is no Chromium")
         try:
-            opened = playwright.chromium.launch(executable_path=path, args=arguments)
+            opened = launch(playwright)
         except Error as error:
             _missing(f"Chromium does not start ({str(error).splitlines()[0]})")
         yield opened
