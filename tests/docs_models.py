@@ -5,25 +5,10 @@ from types import SimpleNamespace
 import torch
 import transformers as tf
 
-WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "house",
-    "tree",
-    "sees",
-    "likes",
-    "runs",
-    "sleeps",
-    "small",
-    "big",
-    "old",
-    "under",
-    "over",
-]
-TEXTS = [f"the {size} {noun} {verb} under a {other}" for size in ("small", "big", "old") for noun in WORDS[2:6]
-         for verb in WORDS[6:10] for other in WORDS[2:6]]  # fmt: skip
+NOUNS, VERBS, SIZES = ["cat", "dog", "house", "tree"], ["sees", "likes", "runs", "sleeps"], ["small", "big", "old"]
+WORDS = ["the", "a", "under", "over", *NOUNS, *VERBS, *SIZES]
+TEXTS = [f"the {size} {noun} {verb} under a {other}"
+         for size in SIZES for noun in NOUNS for verb in VERBS for other in NOUNS]  # fmt: skip
 
 
 def tokenizer():
