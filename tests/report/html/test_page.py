@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from fewfold.report.html.entries import Entry, Score
 from fewfold.report.html.page import page as render
 from fewfold.report.html.pictures import quality_pictures, speed_pictures
 from fewfold.report.html.sources import Sources, read_sources
@@ -54,6 +55,13 @@ def test_points_tell_their_names(files):
     markup = quality_pictures(entries)[0].markup
     hints = [one.text for one in ET.fromstring(markup).iter("{http://www.w3.org/2000/svg}title")][1:]
     assert [hint.split(":")[0] for hint in hints] == [entry.name for entry in entries]
+
+
+def test_odd_names_are_drawn_as_they_are():
+    entries = [Entry(name, "a.json", {"nn10": Score(1.0)}, bytes=9) for name in (r"$\frac{", "<b>&</b>", "")]
+    markup = quality_pictures(entries)[0].markup
+    texts = [one.text for one in ET.fromstring(markup).iter("{http://www.w3.org/2000/svg}text")]
+    assert {r"$\frac{", "<b>&</b>"} <= set(texts)
 
 
 def test_a_page_about_nothing_measured_still_stands():

@@ -58,7 +58,7 @@ def scatter(name: str, title: str, entries: Sequence[Entry], heights: Sequence[S
     models = [place for place, entry in enumerate(entries) if not entry.is_floor]
     best = [models[place] for place in front([points[place] for place in models], axis.more)]
     hints = {}
-    with matplotlib.rc_context(SETTINGS):
+    with matplotlib.rc_context({**SETTINGS, "text.parse_math": False}):  # names are no formulas
         figure = Figure(figsize=(4.6, 4.4), layout="constrained")
         canvas = FigureCanvasAgg(figure)
         drawn = figure.subplots()
