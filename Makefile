@@ -19,7 +19,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-oldest lint format bench readme clean
+.PHONY: help venv demo test test-all test-oldest browser docs lint format bench readme clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,12 @@ test-all: $(VENV)/.test $(OLDEST_VENV)/.test ## every test, and checkpoints on t
 
 test-oldest: $(OLDEST_VENV)/.test ## the checkpoint tests on the oldest transformers
 	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -m checkpoint -n $(WORKERS)
+
+browser: $(VENV)/.test ## a headless Chromium for the tests of the report
+	@$(BIN)/python tests/install_browser.py
+
+docs: $(VENV)/.docs ## the documentation site, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff check .
@@ -68,7 +74,7 @@ $(VENV)/.made:
 		echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.dev: $(VENV)/.%: $(VENV)/.made pyproject.toml $(CONSTRAINTS)
+$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.docs $(VENV)/.dev: $(VENV)/.%: $(VENV)/.made pyproject.toml $(CONSTRAINTS)
 	@echo "installing fewfold[$*] into $(VENV) (the first time takes some minutes)"
 	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint $(CONSTRAINTS) --editable '.[$*]'
 	@touch $@

@@ -19,6 +19,7 @@ from fewfold_cli import (
     measure,
     pretrain,
     recipes,
+    report,
     translation,
 )
 
@@ -52,6 +53,7 @@ app.command("distill", epilog=distill.EXAMPLE)(distill.distill)
 app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command("measure", epilog=measure.EXAMPLE)(measure.measure)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command("report", epilog=report.EXAMPLE)(report.report)
 app.command("densify", epilog=densify.EXAMPLE)(densify.densify)
 app.add_typer(lm.app, name="lm")
 app.command("pretrain", epilog=pretrain.EXAMPLE)(pretrain.pretrain)

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import transformers
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
@@ -31,11 +32,33 @@ def write_card(
         metadata = _metadata(card_file)
         if "fewfold" not in (metadata.get("tags") or []):
             card_file.rename(folder / "README.original.md")
+    base = base_model(model, source)
+    data = card_data(metadata, structure, base, sentence_encoder=(folder / "modules.json").is_file())
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{card_text(model, structure, base, numbers)}").save(card_file)
+
+
+def base_model(model: nn.Module, source: str | os.PathLike[str] | None) -> str:
+    """What the model was made from: its name on the Hub where it has one there, else the folder's name."""
+    name = str(source) if source is not None else getattr(getattr(model, "config", None), "name_or_path", "") or ""
+    is_place = Path(name).is_absolute() or Path(name).exists() or name.startswith(".") or name.count("/") > 1
+    return Path(name).name if is_place else name
+
+
+def card_data(metadata: dict[str, Any], structure: Structure, base: str, sentence_encoder: bool) -> ModelCardData:
+    """The card's header: what the original card says of licence, language and data, and what is new.
+
+    :param metadata: header of the original card; empty if there is none.
+    :param base: as of `base_model`; a header takes names on the Hub only.
+    :param sentence_encoder: whether sentence-transformers' files stand beside the weights.
+    """
     kept = {key: metadata[key] for key in ("license", "language", "pipeline_tag", "datasets") if metadata.get(key)}
-    tags = [tag for tag in metadata.get("tags") or [] if tag != "fewfold"] + ["fewfold"]
-    base = Path(source).name if source is not None else getattr(getattr(model, "config", None), "name_or_path", "")
-    data = ModelCardData(library_name=metadata.get("library_name") or "transformers", tags=tags, **kept)
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{card_text(model, structure, str(base), numbers)}").save(card_file)
+    methods = dict.fromkeys(record.method.replace("_", "-") for record in structure.targets)
+    tags = dict.fromkeys([*(metadata.get("tags") or []), "fewfold", "compression", *methods])
+    known = base if "/" in base else metadata.get("base_model")
+    library = metadata.get("library_name") or ("sentence-transformers" if sentence_encoder else "transformers")
+    # "quantized" is the Hub's word for smaller versions of the same model; there is none for factored ones.
+    relation: dict[str, Any] = {"base_model": known, "base_model_relation": "quantized"} if known else {}
+    return ModelCardData(library_name=library, tags=list(tags), **relation, **kept)
 
 
 def restore_card(folder: Path) -> None:
@@ -58,17 +81,19 @@ def _metadata(card: Path) -> dict[str, Any]:
 def card_text(model: nn.Module, structure: Structure, base: str, numbers: dict[str, Any] | None) -> str:
     """The card's body."""
     architecture = type(model).__name__
+    origin = f"[`{base}`](https://huggingface.co/{base})" if "/" in base else f"`{base}`"
+    is_public = hasattr(transformers, architecture)
+    loader = f"or transformers.{architecture}.from_pretrained(…)" if is_public else f"a {architecture}"
     lines = [
         f"# {Path(base).name or architecture}, compressed with fewfold",
         "",
         f"A {architecture} with **{unique_parameters(model):,} unique parameters** in "
-        f"**{stored_bytes(model) / 1e6:.2f} MB** of weights" + (f", made from `{Path(base).name}`." if base else "."),
+        f"**{stored_bytes(model) / 1e6:.2f} MB** of weights" + (f", made from {origin}." if base else "."),
         "",
         "## How to load",
         "",
         "```python",
-        f'import fewfold  # pip install fewfold\nmodel = fewfold.load("path/to/this/folder")  # or '
-        f"{architecture}.from_pretrained(…)",
+        f'import fewfold  # pip install fewfold\nmodel = fewfold.load("name or folder")  # {loader}',
         "```",
         "",
         "Without `import fewfold` loading stops with a size mismatch: the dense weights are not in the file.",
@@ -98,5 +123,12 @@ def card_text(model: nn.Module, structure: Structure, base: str, numbers: dict[s
     lines += [f"| {method} | {dtype} | {kind} | {count} |" for (method, dtype, kind), count in counted.items()]
     if numbers:
         lines += ["", "## Measured", "", "| figure | value |", "|---|---|"]
-        lines += [f"| {name} | {value} |" for name, value in numbers.items()]
+        lines += [f"| {name} | {_figure(value)} |" for name, value in numbers.items()]
     return "\n".join(lines) + "\n"
+
+
+def _figure(value: Any) -> str:
+    """A number to four places, a count with its thousands apart; everything else as it is."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

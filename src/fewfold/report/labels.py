@@ -7,21 +7,28 @@ from math import cos, radians, sin
 from typing import Any
 
 
-def label_points(axis: Any, points: Sequence[tuple[str, float, float]], renderer: Any) -> list[Any]:
+def label_points(
+    axis: Any,
+    points: Sequence[tuple[str, float, float]],
+    renderer: Any,
+    nameless: Sequence[tuple[float, float]] = (),
+) -> list[Any]:
     """Name points, each in the nearest free place around it; a thin line leads to a name that stands off.
 
     :param axis: The matplotlib axes, with scales and limits already set and its figure drawn once.
     :param points: Rows of (name, x, y) in data coordinates.
     :param renderer: The figure's renderer.
+    :param nameless: Further points that names must not cover, in data coordinates.
     :return: The boxes of the names in display coordinates, in the order of the points.
     """
     seats = [tuple(axis.transData.transform((x, y))) for _, x, y in points]
+    crowd = [*seats, *(tuple(axis.transData.transform(point)) for point in nameless)]
     frame = axis.get_window_extent(renderer)
     boxes: list[Any] = [None] * len(points)
     # Crowded points choose first: they have the fewest free places.
     for place in sorted(range(len(points)), key=lambda i: (-_crowd(seats, i), i)):
         taken = [box for box in boxes if box is not None]
-        boxes[place] = _label(axis, points[place], renderer, (frame, taken, seats))
+        boxes[place] = _label(axis, points[place], renderer, (frame, taken, crowd))
     return boxes
 
 

@@ -1,0 +1,100 @@
+"""Code in the documents runs on tiny models, page by page in order; what is too large to run is at least sound."""
+
+import ast
+import re
+from pathlib import Path
+
+import docs_models
+import pytest
+
+import fewfold
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted(path for path in DOCS.rglob("*.md") if path.parent.name != "benchmarks")
+# Pages whose blocks need published sizes, hours or data; their code is parsed and its names are looked up.
+READ_ONLY = {
+    "distillation.md", "language_models.md", "tasks.md", "translation.md", "embedding_autoencoder.md",
+    "embedding_sharing.md", "shared_factors.md", "shared_layers.md", "slim_lm.md",
+    "subvector_codes.md",
+}  # fmt: skip
+SLOW = {"export.md"}
+
+
+def _blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def _pages(language):
+    return [path for path in PAGES if _blocks(path, language)]
+
+
+def _name(path):
+    return str(path.relative_to(DOCS))
+
+
+RUN = [
+    pytest.param(path, marks=pytest.mark.full if path.name in SLOW else (), id=_name(path))
+    for path in _pages("python")
+    if path.name not in READ_ONLY
+]
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_blocks_run_in_order(page, tmp_path, monkeypatch, capsys):
+    names = {"fewfold": fewfold, **docs_models.write(tmp_path)}
+    monkeypatch.chdir(tmp_path)
+    if page.name == "export.md":
+        pytest.importorskip("onnxscript")
+    for block in _blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), names)
+    if page.name == "index.md" and page.parent == DOCS:
+        assert "whole model:" in capsys.readouterr().out
+        assert (tmp_path / "small" / "model.safetensors").is_file()
+    if page.name == "budget.md":
+        reached, limit = (fewfold.summary(names["model"]).budgets[0][key] for key in ("reached", "limit"))
+        assert reached <= limit
+        assert "1KB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", _pages("python"), ids=_name)
+def test_blocks_parse_and_their_names_exist(page):
+    for block in _blocks(page, "python"):
+        tree = ast.parse(block)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "fewfold":
+                module = __import__(node.module, fromlist=[alias.name for alias in node.names])
+                assert all(hasattr(module, alias.name) for alias in node.names)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "fewfold":
+                assert hasattr(fewfold, node.attr), node.attr
+
+
+@pytest.mark.parametrize("page", _pages("(?:bash|sh)"), ids=_name)
+def test_commands_exist_with_their_options(page):
+    from typer.testing import CliRunner
+
+    from fewfold_cli.main import app
+
+    lines = " ".join(_blocks(page, "(?:bash|sh)")).replace("\\\n", " ").splitlines()
+    for line in lines:
+        words = line.split("#")[0].split()
+        if words[:1] != ["fewfold"]:
+            continue
+        command = [word for word in words[1:3] if re.fullmatch(r"[a-z]+", word)]
+        groups = {group.name for group in app.registered_groups}
+        shown = CliRunner().invoke(app, [*command[: 2 if words[1] in groups else 1], "--help"], env={"COLUMNS": "200"})
+        assert shown.exit_code == 0, line
+        assert all(word in shown.stdout for word in words if word.startswith("--")), line
+
+
+def test_every_method_has_a_page_with_what_a_page_owes():
+    from fewfold.methods.registry import METHODS
+
+    told = {path.stem: path.read_text(encoding="utf-8") for path in (DOCS / "methods").glob("*.md")}
+    together = {"tucker": "shared_factors", "tensor_train": "shared_factors"}
+    for name, method in METHODS.items():
+        text = told[together.get(name, name)]
+        assert method.config.__name__ in text, name
+        assert "```python" in text, name
+        assert "benchmarks/" in text, name
+    index = told["index"]
+    assert all(f"({page}.md)" in index for page in told if page != "index")
