@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewfold_cli import compress, demo, densify, distill, evaluate, inspect, lm, measure, recipes, translation
+from fewfold_cli import compress, demo, densify, distill, evaluate, export, inspect, lm, measure, recipes, translation
 
 app = typer.Typer(
     name="fewfold",
@@ -40,6 +40,7 @@ app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command("measure", epilog=measure.EXAMPLE)(measure.measure)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("densify", epilog=densify.EXAMPLE)(densify.densify)
+app.command("export", epilog=export.EXAMPLE)(export.export)
 app.add_typer(lm.app, name="lm")
 app.command("recipes", epilog=recipes.EXAMPLE)(recipes.recipes)
 app.add_typer(translation.app, name="translation")
