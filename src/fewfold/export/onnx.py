@@ -21,6 +21,7 @@ from fewfold.export.graph import Graph, drop_copies, fold_transposes, shorten_dt
 from fewfold.export.integers import keep_integers
 from fewfold.measure.modes import evaluating
 from fewfold.measure.parameters import stored_bytes
+from fewfold.methods.subvector_codes.modules import CodedLinear
 from fewfold.optional import require
 from fewfold.progress import step
 
@@ -157,18 +158,27 @@ def session_of(file: str | PathLike[str], threads: int = 1) -> Any:
 
 @contextmanager
 def _traceable(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no cache, outputs with names; all as before afterwards."""
+    """Eval mode, no cache, outputs with names; all as before afterwards.
+
+    Linear maps of codes run rebuilt: their partial products would be thousands of nodes, and what is made of constants
+    is made once a session.
+    """
     config: Any = getattr(model, "config", None)
     if config is None:
         raise ModelError(f"{type(model).__name__} has no config to make inputs from; export a transformers model")
     before = {name: getattr(config, name) for name in ("use_cache", "return_dict") if hasattr(config, name)}
+    coded = [module for module in model.modules() if isinstance(module, CodedLinear) and module.form == "auto"]
     try:
+        for module in coded:
+            module.form = "rebuilt"
         with evaluating(model):
             if "use_cache" in before:
                 config.use_cache = False
             config.return_dict = True
             yield
     finally:
+        for module in coded:
+            module.form = "auto"
         for name, value in before.items():
             setattr(config, name, value)
 
