@@ -15,6 +15,7 @@ from fewfold.export.onnx import compare_onnx, export_onnx, session_of
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+FULL = pytest.mark.full
 
 
 def medium():
@@ -27,7 +28,7 @@ def medium():
     return BertModel(config).eval()
 
 
-@pytest.mark.parametrize("stored", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("stored", [pytest.param("fp32", marks=FULL), pytest.param("fp16", marks=FULL), "int8", "int4"])
 def test_the_file_is_as_large_as_the_stored_tensors(stored, tmp_path):
     model = fewfold.compress(medium(), Dense(targets="all", stored_dtype=stored))
     report = export_onnx(model, tmp_path / "model.onnx")
@@ -47,7 +48,7 @@ def test_codes_stay_codes(tmp_path):
     assert kinds.count(onnx.TensorProto.UINT8) >= 3  # equal codes stand there once
 
 
-@pytest.mark.parametrize("name", ["gpt2_lm", "t5_lm", "vit_cls"])
+@pytest.mark.parametrize("name", ["gpt2_lm", *(pytest.param(name, marks=FULL) for name in ("t5_lm", "vit_cls"))])
 def test_decoders_pairs_and_images(name, tmp_path):
     report = export_onnx(copied(name, "low_rank", "int4"), tmp_path / "model.onnx")
     assert report.difference < 1e-3 * report.largest

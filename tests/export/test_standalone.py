@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from cases import METHODS, copied
+from cases import METHODS, copied, spread
 from models import auto_class, inputs, make, outputs
 
 import fewfold
@@ -19,8 +19,7 @@ from fewfold.measure.disk import file_bytes
 from fewfold.measure.parameters import stored_bytes
 
 
-@pytest.mark.parametrize("stored", ["fp32", "fp16", "int8", "int4"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "stored"), spread(list(METHODS), ["fp32", "fp16", "int8", "int4"]))
 def test_recorded_operations_give_the_dense_weights(method, stored):
     model = copied("bert_mlm", method, stored)
     program, tensors = record_assembly(model)
@@ -48,7 +47,10 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.parametrize(("name", "method"), [("bert_mlm", "subvector_codes"), ("gpt2_lm", "shared_factors")])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("bert_mlm", "subvector_codes"), pytest.param("gpt2_lm", "shared_factors", marks=pytest.mark.full)],
+)
 def test_a_process_without_fewfold_loads_it(name, method, tmp_path):
     model = copied(name, method, "int8")
     expected = outputs(model, name)

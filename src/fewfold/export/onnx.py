@@ -184,9 +184,9 @@ def _traceable(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter notes packages that no one asked for, and names that two axes share."""
-    logger = logging.getLogger("torch.onnx")
+def _quiet(name: str = "torch.onnx") -> Iterator[None]:
+    """The exporter notes packages that no one asked for, and names that two axes share; the quantizer advertises."""
+    logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -216,8 +216,9 @@ def _quantize(file: Path, external: bool) -> None:
     plain = file.with_suffix(".fp32.onnx")
     file.rename(plain)
     try:
-        quantize_dynamic(
-            str(plain), str(file), weight_type=QuantType.QInt8, per_channel=True, use_external_data_format=external
-        )
+        with _quiet(""):
+            quantize_dynamic(
+                str(plain), str(file), weight_type=QuantType.QInt8, per_channel=True, use_external_data_format=external
+            )
     finally:
         plain.unlink()
