@@ -14,6 +14,7 @@ from fewfold_cli import (
     densify,
     distill,
     evaluate,
+    export,
     inspect,
     lm,
     measure,
@@ -55,6 +56,7 @@ app.command("measure", epilog=measure.EXAMPLE)(measure.measure)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("report", epilog=report.EXAMPLE)(report.report)
 app.command("densify", epilog=densify.EXAMPLE)(densify.densify)
+app.command("export", epilog=export.EXAMPLE)(export.export)
 app.add_typer(lm.app, name="lm")
 app.command("pretrain", epilog=pretrain.EXAMPLE)(pretrain.pretrain)
 app.command("recipes", epilog=recipes.EXAMPLE)(recipes.recipes)

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from models import MODELS
+from tiny_models import MODELS
 
 import fewfold
 from fewfold.checkpoint.card import base_model

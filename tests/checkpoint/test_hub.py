@@ -9,7 +9,7 @@ import pytest
 import torch
 from hub_server import hub
 from huggingface_hub import ModelCard
-from models import MODELS
+from tiny_models import MODELS
 
 import fewfold
 

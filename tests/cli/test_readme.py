@@ -26,7 +26,7 @@ def test_python_blocks_run_in_order(tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.full
+@pytest.mark.timeout(1800)  # one of them fits a whole model
 @pytest.mark.parametrize("script", sorted((REPOSITORY / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples_run(script, tmp_path):
     assert _python([str(script)], tmp_path)

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 import torch
-from models import MODELS
+from tiny_models import MODELS
 
 import fewfold
 from fewfold.report.html.depth import depth_pictures

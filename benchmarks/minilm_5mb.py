@@ -1,0 +1,216 @@
+"""all-MiniLM-L6-v2 in 5 MB against its dense ONNX graphs, fp32 and int8: size, memory, load time, latency, quality.
+
+    python benchmarks/minilm_5mb.py [--fresh]
+
+Every graph is written once into ``benchmarks/.minilm_5mb`` and measured once: a run that was stopped goes on. Quality
+is that of the ONNX graphs themselves, run by ONNX Runtime. Latency is measured in one process with the graphs in turns,
+on one thread; memory and load time each in processes of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from common import RESULTS, TABLES, Bench, check, claims, head
+
+import fewfold
+from fewfold.export.onnx import export_onnx, session_of
+from fewfold.measure.environment import environment
+from fewfold.measure.macs import macs_per_token
+from fewfold.measure.parameters import unique_parameters
+from fewfold.measure.quality import QualityRow, floor_rows, rows_to_markdown
+from fewfold.tasks.data import calibration_texts, distinct_sentences
+from fewfold.tasks.sts import StsScore, score_embeddings
+
+NAME, TEXT = "minilm_5mb", "mixed-512"
+FOLDER, KEPT = Path(__file__).parent / f".{NAME}", RESULTS / f"{NAME}.json"
+GRID = ((1, 16), (8, 128))
+PROCESSES = 5  # a graph's memory and load time: the median of so many processes
+ROUNDS = {(1, 16): 200, (8, 128): 15}
+BUDGET = "bytes=4.8MB"
+
+_LOAD = """
+import json, sys, time
+import numpy as np
+import onnxruntime
+from fewfold.measure.memory import peak_resident_bytes, resident_bytes
+options = onnxruntime.SessionOptions()
+options.log_severity_level, options.intra_op_num_threads = 3, 1
+before, start = resident_bytes(), time.perf_counter()
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+seconds, loaded = time.perf_counter() - start, resident_bytes()
+feed = {entry.name: np.ones((1, 16), np.int64) for entry in session.get_inputs()}
+session.run(None, feed)
+sys.stdout.write(json.dumps(dict(load_seconds=seconds, loaded=loaded - before, resident=resident_bytes() - before,
+                                 peak=peak_resident_bytes() - before)))
+"""
+
+
+class OnnxEncoder(torch.nn.Module):
+    """A graph that answers like a transformers encoder."""
+
+    def __init__(self, file: Path, config: Any) -> None:
+        super().__init__()
+        self.session, self.config = session_of(file), config
+
+    def forward(self, input_ids, attention_mask, token_type_ids=None):
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        values = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": types}
+        feed = {entry.name: values[entry.name].numpy() for entry in self.session.get_inputs()}
+        return SimpleNamespace(last_hidden_state=torch.from_numpy(self.session.run(None, feed)[0]))
+
+
+def compressed(bench: Bench) -> tuple[Any, float]:
+    """The model in 5 MB, and the seconds that it took; kept in a folder of its own."""
+    folder, seconds = FOLDER / "checkpoint", 0.0
+    if not folder.exists():
+        start = time.perf_counter()
+        model = fewfold.compress(
+            bench.fresh(), "codes-default", budget=BUDGET, calibration=calibration_texts(TEXT),
+            tokenizer=bench.tokenizer, calibration_name=TEXT,
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        fewfold.save(model, folder)
+        (folder / "seconds.txt").write_text(str(seconds))
+    return fewfold.load(folder).eval(), float((folder / "seconds.txt").read_text())
+
+
+def graphs(bench: Bench) -> dict[str, tuple[Path, Any, str, float | None]]:
+    """File, torch model, calibration and seconds of every contender, written where they are missing."""
+    small, seconds = compressed(bench)
+    wanted = {
+        "dense fp32 ONNX": ("dense", bench.model, False, "-", None),
+        "dense int8 ONNX": ("dense-int8", bench.model, True, "-", None),
+        "5 MB ONNX": ("small", small, False, TEXT, seconds),
+    }
+    found = {}
+    for name, (stem, model, int8, calibration, took) in wanted.items():
+        file = FOLDER / f"{stem}.onnx"
+        if not file.exists():
+            report = export_onnx(model, FOLDER / f"{stem}.new.onnx", int8=int8)
+            report.file.rename(file)
+            print(f"{name}: {report.bytes:,} bytes, differs by {report.difference:.2e}", flush=True)
+        found[name] = (file, model, calibration, took)
+    return found
+
+
+def quality(bench: Bench, name: str, file: Path, model: Any, calibration: str, seconds: float | None) -> QualityRow:
+    """The common columns of a graph."""
+    embeddings, hidden = bench.reference.encode(OnnxEncoder(file, bench.model.config))
+    near = bench.reference.compare_encoded(embeddings, hidden)
+    texts = distinct_sentences(bench.pairs)
+    assert texts == bench.reference.texts
+    return QualityRow(
+        name, calibration, score_embeddings(embeddings, texts, bench.pairs), near.neighbour_overlap, near.cosine,
+        near.hidden_error, file.stat().st_size, unique_parameters(model), macs_per_token(model).total, seconds,
+    )  # fmt: skip
+
+
+def load(file: Path) -> dict[str, float]:
+    """Load time and resident memory: medians over fresh processes."""
+    runs = []
+    for _ in range(PROCESSES):
+        run = subprocess.run([sys.executable, "-c", _LOAD, str(file)], capture_output=True, text=True, check=True)
+        runs.append(json.loads(run.stdout.strip().splitlines()[-1]))
+    found = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    times = [run["load_seconds"] for run in runs]
+    return {**found, "load_seconds_low": min(times), "load_seconds_high": max(times)}
+
+
+def latencies(files: dict[str, Path]) -> dict[str, dict[str, dict[str, float]]]:
+    """Milliseconds of a forward, the graphs in turns: median, 10th and 90th percentile."""
+    sessions = {name: session_of(file) for name, file in files.items()}
+    found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in files}
+    for batch, length in GRID:
+        ids = np.random.default_rng(0).integers(1000, 29000, (batch, length))
+        values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        times: dict[str, list[float]] = {name: [] for name in files}
+        for turn in range(ROUNDS[batch, length] + 3):
+            for name, session in sessions.items():
+                feed = {entry.name: values[entry.name] for entry in session.get_inputs()}
+                start = time.perf_counter()
+                session.run(None, feed)
+                if turn >= 3:
+                    times[name].append(1e3 * (time.perf_counter() - start))
+        for name, own in times.items():
+            low, median, high = np.percentile(own, [10, 50, 90])
+            found[name][f"{batch}×{length}"] = {"median": float(median), "low": float(low), "high": float(high)}
+    return found
+
+
+def kept(state: dict[str, Any], key: str, measure: Callable[[], Any]) -> Any:
+    """A figure that is there already, or measured and written down now."""
+    if key not in state:
+        state[key] = measure()
+        RESULTS.mkdir(exist_ok=True)
+        state["environment"] = environment()
+        KEPT.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return state[key]
+
+
+def row_of(fields: dict[str, Any]) -> QualityRow:
+    """A row out of its JSON form."""
+    return QualityRow(**{**fields, "sts": StsScore(**fields["sts"]) if fields["sts"] else None})
+
+
+def cost_table(state: dict[str, Any], names: list[str]) -> list[str]:
+    """Bytes, memory and time."""
+    points = [f"{batch}×{length}" for batch, length in GRID]
+    titles = ["graph", "MB", "load, s", "memory after a run, MB", "peak, MB", *(f"{point}, ms" for point in points)]
+    lines = [f"| {' | '.join(titles)} |"]
+    lines.append("|---|" + "---:|" * (4 + len(points)))
+    for name in names:
+        cost, times = state[f"load {name}"], state["latency"][name]
+        cells = [f"{times[p]['median']:.2f} ({times[p]['low']:.2f} … {times[p]['high']:.2f})" for p in points]
+        megabytes = [state[f"bytes {name}"] / 1e6, cost["resident"] / 1e6, cost["peak"] / 1e6]
+        size, resident, peak = (f"{value:.2f}" for value in megabytes)
+        lines.append(f"| {' | '.join([name, size, format(cost['load_seconds'], '.2f'), resident, peak, *cells])} |")
+    return lines
+
+
+def main() -> None:
+    """Measure what is missing and draw."""
+    if "--fresh" in sys.argv:
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        KEPT.unlink(missing_ok=True)
+    torch.set_num_threads(1)
+    FOLDER.mkdir(exist_ok=True)
+    state: dict[str, Any] = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+    bench = Bench()
+    found = graphs(bench)
+    rows = [row_of(one) for one in kept(state, "floor", lambda: [
+        asdict(row) for row in floor_rows(bench.model, bench.tokenizer, bench.reference, bench.pairs)
+    ])]  # fmt: skip
+    for name, (file, model, calibration, seconds) in found.items():
+        kept(state, f"bytes {name}", lambda f=file: f.stat().st_size)
+        kept(state, f"load {name}", lambda f=file: load(f))
+        fields = kept(
+            state, f"quality {name}",
+            lambda a=(name, file, model, calibration, seconds): asdict(quality(bench, *a)),
+        )  # fmt: skip
+        rows.append(row_of(fields))
+        print(name, state[f"bytes {name}"], state[f"load {name}"], rows[-1].sts, rows[-1].neighbour_overlap, flush=True)
+    kept(state, "latency", lambda: latencies({name: entry[0] for name, entry in found.items()}))
+    checks = [check("5 MB ONNX: megabytes", state["bytes 5 MB ONNX"] / 1e6, 5.0, at_least=False)]
+    state["checks"] = checks
+    KEPT.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    TABLES.mkdir(parents=True, exist_ok=True)
+    lines = [*cost_table(state, list(found)), "", rows_to_markdown(rows), *claims(checks)]
+    text = "\n".join([*head(NAME, "all-MiniLM-L6-v2 in 5 MB, as ONNX", state["environment"]), *lines]) + "\n"
+    (TABLES / f"{NAME}.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Export: ONNX graphs, and checkpoints that load without fewfold."""

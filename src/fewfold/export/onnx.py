@@ -1,0 +1,224 @@
+"""ONNX: one graph whose batch and length are free, run and compared in ONNX Runtime before it counts as written."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fewfold.errors import ModelError
+from fewfold.export.feeds import SIZES, FirstOutput, dynamic_axes, example, first_output
+from fewfold.export.graph import Graph, drop_copies, fold_transposes, shorten_dtypes
+from fewfold.export.integers import keep_integers
+from fewfold.measure.modes import evaluating
+from fewfold.measure.parameters import stored_bytes
+from fewfold.methods.subvector_codes.modules import CodedLinear
+from fewfold.optional import require
+from fewfold.progress import step
+
+TOLERANCE = 1e-3  # of the largest output
+INT8_TOLERANCE = 0.5
+LIMIT = 2**31 - 2**20  # a protobuf holds less than 2 GB
+FOLDED = 1024  # numbers of a constant that is computed while exporting
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What was written and how it compares.
+
+    :param file: the graph.
+    :param bytes: of the graph and its external data.
+    :param unique_bytes: of the stored tensors that the model is assembled from, each once.
+    :param difference: the largest absolute difference of outputs between ONNX Runtime and torch.
+    :param largest: the largest absolute output.
+    :param output: the output's name.
+    :param integers: weights that are integers in the graph.
+    :param external: whether the weights stand in a file of their own.
+    """
+
+    file: Path
+    bytes: int
+    unique_bytes: int
+    difference: float
+    largest: float
+    output: str
+    integers: int
+    external: bool
+
+    @property
+    def overhead(self) -> float:
+        """Bytes over unique bytes."""
+        return self.bytes / max(self.unique_bytes, 1)
+
+
+def export_onnx(
+    model: Any, file: str | PathLike[str], *, tolerance: float | None = None, int8: bool = False
+) -> OnnxReport:
+    """Write a model, compressed or dense, as ONNX and compare it with torch at several batches and lengths.
+
+    Shared tensors stand in the file once, integer-stored weights as integers, codes as codes with their codebooks.
+    The weights are inside of the one file; above 2 GB they stand in ``FILE.data``. Decoders are exported without past
+    keys and values: every call reads the whole text.
+
+    :param tolerance: refuse above this difference, as a share of the largest output (1e-3; with ``int8``, 0.5).
+    :param int8: quantize activations and the remaining dense matrices to int8 at run time (onnxruntime's dynamic
+        quantization); factors that several products share in both orientations, and codes, stay as they are.
+    :raises ModelError: if the outputs differ by more, or the model gives neither logits nor last hidden states.
+    :raises ImportError: if onnx, onnxscript or onnxruntime is missing.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        require(package, "onnx")
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    share = (INT8_TOLERANCE if int8 else TOLERANCE) if tolerance is None else tolerance
+    with _traceable(model):
+        with step("tracing"):
+            name, proto = trace(model)
+        graph = Graph(proto)
+        with step("writing ONNX"):
+            drop_copies(graph)
+            integers = 0 if int8 else keep_integers(graph, model)
+            fold_transposes(graph)
+            if not int8:
+                shorten_dtypes(graph)
+            external = _write(graph.finish(), file)
+        if int8:
+            with step("quantizing"):
+                _quantize(file, external)
+        with step("comparing"):
+            difference, largest = compare_onnx(model, file)
+    size = sum(path.stat().st_size for path in (file, Path(f"{file}.data")) if path.exists())
+    report = OnnxReport(file, size, stored_bytes(model), difference, largest, name, integers, external)
+    if not difference <= share * max(largest, 1e-6):
+        file.unlink()
+        raise ModelError(
+            f"{type(model).__name__}: ONNX Runtime's outputs differ from torch's by {difference:.3g} where the largest "
+            f"is {largest:.3g}; allowed is {share:g} of it. Nothing was written; allow more with tolerance="
+        )
+    return report
+
+
+def trace(model: Any) -> tuple[str, Any]:
+    """The output's name, and the graph as torch's exporter gives it with small constants computed."""
+    values = example(model, *SIZES[0])
+    with torch.no_grad():
+        try:
+            name, _ = first_output(model(**values))
+        except ValueError as error:
+            raise ModelError(f"{type(model).__name__} cannot become ONNX: {error}") from None
+        with _quiet():
+            program = torch.onnx.export(
+                FirstOutput(model, list(values)).eval(), tuple(values.values()), dynamo=True, verbose=False,
+                optimize=False, input_names=list(values), output_names=[name],
+                dynamic_shapes={"values": tuple(dynamic_axes(values).values())},
+            )  # fmt: skip
+    from onnxscript import optimizer
+
+    assert program is not None
+    optimizer.optimize(program.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
+    return name, program.model_proto
+
+
+def compare_onnx(model: Any, file: str | PathLike[str]) -> tuple[float, float]:
+    """Run a graph and the model on equal inputs of several sizes.
+
+    :return: the largest absolute difference of outputs, and the largest absolute output.
+    """
+    session = session_of(file)
+    names = [entry.name for entry in session.get_inputs()]
+    worst, largest = 0.0, 0.0
+    with torch.inference_mode(), evaluating(model):
+        for size in SIZES:
+            values = example(model, *size)
+            expected = first_output(model(**values))[1].float().numpy()
+            (found,) = session.run(None, {name: values[name].numpy() for name in names})
+            difference = float(np.abs(found - expected).max())
+            worst = difference if np.isnan(difference) else max(worst, difference)
+            largest = max(largest, float(np.abs(expected).max()))
+    return worst, largest
+
+
+def session_of(file: str | PathLike[str], threads: int = 1) -> Any:
+    """An ONNX Runtime session on the CPU that says nothing but errors."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, threads
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _traceable(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no cache, outputs with names; all as before afterwards.
+
+    Linear maps of codes run rebuilt: their partial products would be thousands of nodes, and what is made of constants
+    is made once a session.
+    """
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        raise ModelError(f"{type(model).__name__} has no config to make inputs from; export a transformers model")
+    before = {name: getattr(config, name) for name in ("use_cache", "return_dict") if hasattr(config, name)}
+    coded = [module for module in model.modules() if isinstance(module, CodedLinear) and module.form == "auto"]
+    try:
+        for module in coded:
+            module.form = "rebuilt"
+        with evaluating(model):
+            if "use_cache" in before:
+                config.use_cache = False
+            config.return_dict = True
+            yield
+    finally:
+        for module in coded:
+            module.form = "auto"
+        for name, value in before.items():
+            setattr(config, name, value)
+
+
+@contextmanager
+def _quiet(name: str = "torch.onnx") -> Iterator[None]:
+    """The exporter notes packages that no one asked for, and names that two axes share; the quantizer advertises."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _write(proto: Any, file: Path) -> bool:
+    """Write one file, or two where one cannot hold it."""
+    import onnx
+
+    external = proto.ByteSize() > LIMIT
+    if external:
+        onnx.save_model(proto, str(file), save_as_external_data=True, location=f"{file.name}.data")
+    else:
+        onnx.save_model(proto, str(file))
+    return external
+
+
+def _quantize(file: Path, external: bool) -> None:
+    """Dynamic int8 quantization in place: signed weights, a scale for every column."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    plain = file.with_suffix(".fp32.onnx")
+    file.rename(plain)
+    try:
+        with _quiet(""):
+            quantize_dynamic(
+                str(plain), str(file), weight_type=QuantType.QInt8, per_channel=True, use_external_data_format=external
+            )
+    finally:
+        plain.unlink()

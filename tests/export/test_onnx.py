@@ -1,0 +1,113 @@
+"""ONNX: equal outputs at any batch and length, each number once and in its kept form."""
+
+import numpy as np
+import pytest
+import torch
+from cases import copied
+from tiny_models import make
+from transformers import BertConfig, BertModel
+
+import fewfold
+from fewfold import Dense, LowRank, ModelError, SubvectorCodes
+from fewfold.export.graph import Graph, fold_transposes, shorten_dtypes
+from fewfold.export.onnx import compare_onnx, export_onnx, session_of
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+FULL = pytest.mark.full
+
+
+def medium():
+    """Large enough that the graph's own nodes weigh little."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=3000, hidden_size=128, num_hidden_layers=1, num_attention_heads=4, intermediate_size=1024,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    return BertModel(config).eval()
+
+
+@pytest.mark.parametrize("stored", [pytest.param("fp32", marks=FULL), pytest.param("fp16", marks=FULL), "int8", "int4"])
+def test_the_file_is_as_large_as_the_stored_tensors(stored, tmp_path):
+    model = fewfold.compress(medium(), Dense(targets="all", stored_dtype=stored))
+    report = export_onnx(model, tmp_path / "model.onnx")
+    assert report.difference < 1e-4 * report.largest
+    assert report.bytes == (tmp_path / "model.onnx").stat().st_size
+    assert report.overhead < 1.08  # position and segment tables, norms and biases stay fp32 in both
+    onnx.checker.check_model(str(report.file))
+    assert (report.integers > 0) == stored.startswith("int")
+
+
+def test_codes_stay_codes(tmp_path):
+    model = fewfold.compress(medium(), SubvectorCodes(targets="all", width=4, words=256, weighting="none"), fit=False)
+    report = export_onnx(model, tmp_path / "model.onnx")
+    assert report.difference < 1e-4 * report.largest
+    assert report.overhead < 1.15
+    kinds = [entry.data_type for entry in onnx.load(str(report.file)).graph.initializer if np.prod(entry.dims) > 10_000]
+    assert kinds.count(onnx.TensorProto.UINT8) >= 3  # equal codes stand there once
+
+
+@pytest.mark.parametrize("name", ["gpt2_lm", *(pytest.param(name, marks=FULL) for name in ("t5_lm", "vit_cls"))])
+def test_decoders_pairs_and_images(name, tmp_path):
+    report = export_onnx(copied(name, "low_rank", "int4"), tmp_path / "model.onnx")
+    assert report.difference < 1e-3 * report.largest
+    assert not any(node.doc_string or node.name or node.metadata_props for node in onnx.load(report.file).graph.node)
+
+
+def test_int8_on_top(tmp_path):
+    model = fewfold.compress(medium(), LowRank(rank=64, weighting="none"))
+    plain = export_onnx(model, tmp_path / "plain.onnx")
+    quantized = export_onnx(model, tmp_path / "int8.onnx", int8=True)
+    assert quantized.bytes < 0.4 * plain.bytes
+    assert plain.difference < quantized.difference < 0.2 * quantized.largest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["int8.onnx", "plain.onnx"]
+
+
+def test_what_differs_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="differ from torch's by"):
+        export_onnx(make("bert"), tmp_path / "model.onnx", tolerance=0.0)
+    assert not (tmp_path / "model.onnx").exists()
+    with pytest.raises(ModelError, match="has no config"):
+        export_onnx(torch.nn.Linear(2, 2), tmp_path / "model.onnx")
+
+
+def test_comparing_sees_a_wrong_number(tmp_path):
+    model = make("bert")
+    export_onnx(model, tmp_path / "model.onnx")
+    assert compare_onnx(model, tmp_path / "model.onnx")[0] < 1e-4
+    with torch.no_grad():
+        model.encoder.layer[1].output.dense.bias[0] += 0.5
+    assert compare_onnx(model, tmp_path / "model.onnx")[0] > 0.01
+
+
+def _graph(nodes, held, outputs=("y",)):
+    helper = onnx.helper
+    value = [helper.make_tensor_value_info(name, 1, None) for name in ("x", *outputs)]
+    graph = helper.make_graph(
+        nodes, "g", value[:1], value[1:], [onnx.numpy_helper.from_array(values, name) for name, values in held.items()]
+    )
+    return Graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+
+
+def test_edits_keep_the_numbers(tmp_path):
+    node = onnx.helper.make_node
+    matrix = np.random.default_rng(0).integers(-9, 9, (40, 30)).astype(np.float32)
+    graph = _graph([node("Transpose", ["w"], ["t"], perm=[1, 0]), node("MatMul", ["x", "t"], ["y"])], {"w": matrix})
+    fold_transposes(graph)
+    shorten_dtypes(graph)
+    proto = graph.finish()
+    assert [one.op_type for one in proto.graph.node] == ["Cast", "MatMul"]
+    assert [(one.data_type, list(one.dims)) for one in proto.graph.initializer] == [(10, [30, 40])]
+    onnx.save_model(proto, str(tmp_path / "g.onnx"))
+    x = np.random.default_rng(1).standard_normal((3, 30)).astype(np.float32)
+    (y,) = session_of(tmp_path / "g.onnx").run(None, {"x": x})
+    np.testing.assert_allclose(y, x @ matrix.T, rtol=1e-5)
+
+
+def test_numbers_that_a_short_dtype_would_change_stay():
+    values = np.full((40, 30), 0.1, np.float32)
+    graph = _graph([onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": values})
+    shorten_dtypes(graph)
+    assert graph.array("w") is not None
+    np.testing.assert_array_equal(graph.array("w"), values)
