@@ -43,7 +43,7 @@ browser: $(VENV)/.test ## a headless Chromium for the tests of the report
 	@$(BIN)/python tests/install_browser.py
 
 docs: $(VENV)/.docs ## the documentation site, into build/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff check .
