@@ -28,7 +28,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "sst2": {"finetune": FineTuning(learning_rate=5e-5, epochs=1, limit=4000), "metric": "accuracy"},
     "cola": {"finetune": FineTuning(learning_rate=5e-5, epochs=3, limit=4000), "metric": "mcc"},
     "squad": {
-        "finetune": FineTuning(learning_rate=2e-4, epochs=2, limit=3000), "metric": "f1", "max_length": 192,
+        "finetune": FineTuning(learning_rate=2e-4, epochs=2, limit=2000), "metric": "f1", "max_length": 192,
         "stride": 64, "eval_limit": 500,
     },
 }  # fmt: skip

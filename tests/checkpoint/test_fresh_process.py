@@ -70,6 +70,7 @@ def test_compressed_models_load_equal_in_a_fresh_process(tmp_path):
         torch.testing.assert_close(results[case[0]], saved(*case)[1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.full
 def test_without_fewfold_compressed_models_fail_and_densified_ones_load(tmp_path):
     results = run(PLAIN, {case[0]: saved(*case)[0] for case in CASES}, tmp_path / "compressed.pt")
     for name, result in results.items():

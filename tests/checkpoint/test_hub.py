@@ -25,7 +25,8 @@ else:
 """
 
 
-@pytest.mark.parametrize("way", ["model", pytest.param("folder", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("way", ["model", "folder"])
 def test_what_was_pushed_loads_and_computes_the_same(way, tmp_path):
     model = MODELS["bert"].build().eval()
     small = fewfold.compress(model, fewfold.LowRank(rank=3, stored_dtype="int8"))

@@ -58,6 +58,7 @@ def test_a_dense_model_has_no_standalone_form(run, encoder, tmp_path):
     assert "not compressed" in result.err
 
 
+@pytest.mark.full
 def test_measure_over_a_grid(run, small, encoder, tmp_path):
     arguments = ["measure", small.folder, encoder, "--batch", 1, "--batch", 2, "--length", 4, "--length", 8]
     arguments += [

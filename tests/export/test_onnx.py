@@ -55,6 +55,7 @@ def test_decoders_pairs_and_images(name, tmp_path):
     assert not any(node.doc_string or node.name or node.metadata_props for node in onnx.load(report.file).graph.node)
 
 
+@pytest.mark.full
 def test_int8_on_top(tmp_path):
     model = fewfold.compress(medium(), LowRank(rank=64, weighting="none"))
     plain = export_onnx(model, tmp_path / "plain.onnx")

@@ -15,6 +15,8 @@ from fewfold.surgery.layouts import FusedLinear
 from fewfold.surgery.ties import EmbeddingAlias, TiedHead
 
 SMALL = matrix(tuple(MODELS), tuple(METHODS), STORED)
+PAIRS = matrix(tuple(MODELS), tuple(METHODS))
+UNSCRATCHED = tuple(method for method, case in METHODS.items() if not case.scratch)
 
 
 def replaced(model):
@@ -40,8 +42,7 @@ def tensors_of(module):
     return {name: tensor.detach().double().numpy() for name, tensor in named}
 
 
-@pytest.mark.parametrize("method", [method for method, case in METHODS.items() if not case.scratch])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "method"), matrix(tuple(MODELS), UNSCRATCHED))
 def test_full_size_equals_dense(name, method):
     model = make(name)
     dense = outputs(model, name)
@@ -84,8 +85,7 @@ def test_the_assembled_weight_is_what_runs(name, method, stored):
 
 
 @pytest.mark.parametrize("form", ["chained", "rebuilt"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "method"), PAIRS)
 def test_gradients_reach_every_stored_tensor(name, method, form):
     model = copied(name, method, "fp32")
     fewfold.set_form(model, form)
@@ -100,8 +100,7 @@ def test_gradients_reach_every_stored_tensor(name, method, form):
                 assert float(parameter.grad.abs().max()) > 0, f"{name}.{tensor_name}"
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "method"), PAIRS)
 def test_parameters_equal_the_formula(name, method):
     model = make(name)
     before = unique_parameters(model)

@@ -33,6 +33,7 @@ def test_interval_against_a_loop():
     assert found == score_embeddings(embeddings, texts, pairs, resamples=200, seed=3)
 
 
+@pytest.mark.full
 def test_minilm_dense_and_without_encoder():
     try:
         pairs = stsb("dev")
