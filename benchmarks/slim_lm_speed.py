@@ -2,13 +2,15 @@
 
 An LSTM of 512, V = 33,278, fp32. Both layers of the slim models keep a tenth of the dense numbers (codes are counted in
 bytes). A training step is forward, backward and Adam on 20 streams of 35 words, the state carried on; generation is
-``generate()``, greedy. Random words (speed does not depend on them), all contenders in turns.
+``generate()``, greedy, with the model's forward pass as it is and compiled (``torch.compile``), each against the dense
+twin run alike. Random words (speed does not depend on them), all contenders in turns.
 
     python benchmarks/slim_lm_speed.py
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import statistics
 import sys
@@ -27,7 +29,8 @@ VOCAB, HIDDEN, STREAMS, LENGTH, THREADS, RATIO = 33278, 512, 20, 35, 2, 10
 NEW_WORDS, PROMPT = 40, 8
 TRAINED = {"dense": None, "slim, K = 4": 4, "slim, K = 8": 8, "slim, K = 16": 16}
 JUDGED, REBUILT = "slim, K = 8", "slim, K = 8, tables built at every step"
-STEPS, GENERATIONS = 7, 15
+WRITTEN, COMPILED = "generation", "generation, compiled"
+STEPS, GENERATIONS = 7, 25
 
 
 def model_of(positions: int | None) -> SlimLMForCausalLM:
@@ -53,8 +56,11 @@ def training(model: SlimLMForCausalLM) -> Callable[[], None]:
     return step
 
 
-def generation(model: SlimLMForCausalLM) -> Callable[[], None]:
+def generation(model: SlimLMForCausalLM, compiled: bool = False) -> Callable[[], None]:
     """Some new words after a prompt, to be called again and again."""
+    if compiled:
+        model = copy.deepcopy(model)
+        model.forward = torch.compile(model.forward)  # type: ignore[method-assign]
     prompt = torch.randint(VOCAB, (1, PROMPT))
 
     def run() -> None:
@@ -97,13 +103,17 @@ def main() -> None:
     rebuilt.lm_head.chained_loss = lambda tokens: False  # type: ignore[assignment]
     steps = {name: training(model) for name, model in {**models, REBUILT: rebuilt}.items()}
     rows = timed(steps, 2 if quick else STEPS, STREAMS * LENGTH, "training")
-    written = {name: generation(model) for name, model in models.items()}
-    with torch.inference_mode():
-        rows += timed(written, 3 if quick else GENERATIONS, NEW_WORDS, "generation")
+    for what in (WRITTEN, COMPILED):
+        written = {name: generation(model, what == COMPILED) for name, model in models.items()}
+        with torch.no_grad():
+            rows += timed(written, 3 if quick else GENERATIONS, NEW_WORDS, what)
     by = {(row["what"], row["name"]): row["faster"] for row in rows}
     checks = [
         check(f"{JUDGED}: training, times dense tokens/s", by["training", JUDGED], 1.0, digits=2),
-        check(f"{JUDGED}: generation, times dense tokens/s", by["generation", JUDGED], 3.0, digits=2),
+        *(
+            check(f"{JUDGED}: {what}, times dense tokens/s", by[what, JUDGED], 3.0, digits=2)
+            for what in (WRITTEN, COMPILED)
+        ),
     ]
     sizes = {name: (unique_parameters(model), stored_bytes(model)) for name, model in models.items()}
     sizes[REBUILT] = sizes[JUDGED]

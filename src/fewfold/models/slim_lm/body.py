@@ -83,12 +83,10 @@ class SlimLMModel(SlimLMPreTrainedModel):
             hidden = sequence_dropout(hidden, rate, self.training, config.variational)
             seen.append(hidden)
         wanted = config.use_cache if use_cache is None else use_cache
-        output = SlimLMOutput(
-            last_hidden_state=hidden,
-            state=tuple(after) if wanted else None,
-            hidden_states=tuple(seen) if output_hidden_states else None,
-        )
-        return output if return_dict is None or return_dict else output.to_tuple()
+        carried, all_states = tuple(after) if wanted else None, tuple(seen) if output_hidden_states else None
+        if return_dict is None or return_dict:
+            return SlimLMOutput(last_hidden_state=hidden, state=carried, hidden_states=all_states)
+        return tuple(part for part in (hidden, carried, all_states) if part is not None)
 
     def _check_state(self, state: State | None, batch: int) -> None:
         if state is None:

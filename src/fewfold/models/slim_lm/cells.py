@@ -147,10 +147,11 @@ class LSTMLayer(RecurrentLayer):
         return like.new_zeros(batch, self.output_size), like.new_zeros(batch, self.hidden_size)
 
     def _fused(self, inputs: Tensor, state: LayerState, first: Tensor, second: Tensor) -> tuple[Tensor, LayerState]:
-        weights = [first, second, *self._biases(inputs)]
         if inputs.shape[1] == 1 and self.projection is None:
-            hidden, cell = torch.lstm_cell(inputs[:, 0], state, *weights)
+            biases: Any = (getattr(self.input_map, "bias", None), getattr(self.hidden_map, "bias", None))
+            hidden, cell = torch.lstm_cell(inputs[:, 0], state, first, second, *biases)
             return hidden[:, None], (hidden, cell)
+        weights = [first, second, *self._biases(inputs)]
         if self.projection is not None:
             found = self._weight(self.projection, REBUILT_FROM)
             assert found is not None

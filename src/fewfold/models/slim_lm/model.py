@@ -79,10 +79,11 @@ class SlimLMForCausalLM(SlimLMPreTrainedModel, GenerationMixin):
         """
         # not an argument of its own: Trainer would take it for a label that every batch must have
         shift_labels: Tensor | None = kwargs.pop("shift_labels", None)
-        body: Any = self.model(
-            input_ids, state, attention_mask, inputs_embeds, use_cache, output_hidden_states, return_dict=True
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        found: Any = self.model(
+            input_ids, state, attention_mask, inputs_embeds, use_cache, output_hidden_states, return_dict=False
         )
-        hidden, loss, logits = body.last_hidden_state, None, None
+        hidden, loss, logits = found[0], None, None
         if labels is not None and shift_labels is not None:
             raise ModelError("give labels, which are shifted inside, or shift_labels, which are not; not both")
         if labels is not None or shift_labels is not None:
@@ -92,7 +93,10 @@ class SlimLMForCausalLM(SlimLMPreTrainedModel, GenerationMixin):
         if return_logits or (loss is None and return_logits is None):
             kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept])
-        output = SlimLMOutput(loss=loss, logits=logits, state=body.state, hidden_states=body.hidden_states)
+        output = SlimLMOutput(
+            loss=loss, logits=logits, state=found[1] if use_cache else None,
+            hidden_states=found[-1] if output_hidden_states else None,
+        )  # fmt: skip
         return output if return_dict is None or return_dict else output.to_tuple()
 
     def _loss_options(self) -> LossOptions:
