@@ -47,6 +47,8 @@ class CarvingStore(Store):
     :param slots: by name.
     :param columns: of the expanded table; 0 carves the table itself.
     :param bias: whether the expansion has one.
+    :param inputs_first: whether weights are ``(in, out)``: what evaluation keeps of them then lies in memory as
+        ``(out, in)``.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class CarvingStore(Store):
         bias: bool = True,
         padding_idx: int | None = None,
         stored: StoredDtype | None = None,
+        inputs_first: bool = False,
     ) -> None:
         super().__init__()
         for name, slot in slots.items():
@@ -68,6 +71,7 @@ class CarvingStore(Store):
             raise ValueError(f"vocab_rows={vocab_rows}: the table has {rows}")
         stored = stored or StoredDtype()
         self.slots, self.vocab_rows = dict(slots), vocab_rows
+        self.inputs_first = inputs_first
         self.table: nn.Module = make_embedding(rows, width, padding_idx, stored)
         self.expansion: nn.Module | None = make_linear(width, columns, bias, stored) if columns else None
         self._carved: dict[str, Carved] = {}
@@ -113,7 +117,10 @@ class CarvingStore(Store):
 
     def _new(self, name: str, key: tuple[Any, ...]) -> Carved:
         if not torch.is_grad_enabled():
-            return Carved(key, tuple(self._held()), self._carve(name, None), False)
+            weight = self._carve(name, None)
+            if self.inputs_first and not self.training and weight.dim() == 2:
+                weight = weight.t().contiguous().t()  # once, so that each product reads it in the faster order
+            return Carved(key, tuple(self._held()), weight, False)
         store, place = weakref.ref(self), [lambda: None]
 
         def spent() -> None:

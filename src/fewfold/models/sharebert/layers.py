@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from fewfold.linalg.narrow import narrow_linear
 from fewfold.methods.embedding_sharing.store import CarvingStore
 from fewfold.models.sharebert.configuration import ShareBertConfig
 
@@ -24,7 +25,7 @@ class CarvedMap(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``(…, in)`` to ``(…, out)``."""
-        return F.linear(hidden_states, self._store[0](self.slot).t(), self.bias)
+        return narrow_linear(hidden_states, self._store[0](self.slot).t(), self.bias)
 
     def extra_repr(self) -> str:
         """The slot's name and shape."""

@@ -110,7 +110,7 @@ class ShareBertModel(ShareBertPreTrainedModel):
         slots = {} if config.materialized else config.slots()
         self.store = CarvingStore(
             config.vocab_size, config.factor_size, min(config.carved_rows, config.vocab_size), slots,
-            0 if config.materialized else config.carved_columns, padding_idx=config.pad_token_id,
+            0 if config.materialized else config.carved_columns, padding_idx=config.pad_token_id, inputs_first=True,
         )  # fmt: skip
         store = None if config.materialized else self.store
         self.embeddings = ShareBertEmbeddings(config)
