@@ -25,10 +25,10 @@ from fewfold.tasks.data import calibration_texts
 TEXT = "mixed-512"
 RATIOS = (2.5, 5, 10)
 TASKS: dict[str, dict[str, Any]] = {
-    "sst2": {"finetune": FineTuning(learning_rate=5e-5, epochs=1, limit=4000), "metric": "accuracy"},
-    "cola": {"finetune": FineTuning(learning_rate=5e-5, epochs=3, limit=4000), "metric": "mcc"},
+    "sst2": {"finetune": FineTuning(learning_rate=5e-5, epochs=1, limit=4000, bf16=True), "metric": "accuracy"},
+    "cola": {"finetune": FineTuning(learning_rate=5e-5, epochs=3, limit=4000, bf16=True), "metric": "mcc"},
     "squad": {
-        "finetune": FineTuning(learning_rate=2e-4, epochs=2, limit=2000), "metric": "f1", "max_length": 192,
+        "finetune": FineTuning(learning_rate=2e-4, epochs=2, limit=2000, bf16=True), "metric": "f1", "max_length": 192,
         "stride": 64, "eval_limit": 500,
     },
 }  # fmt: skip
@@ -64,16 +64,23 @@ def measure(bench: Bench, config: Any, ratio: float | None, tasks: list[str]) ->
 def main() -> None:
     """Measure what is missing, then draw the table."""
     asked = [argument for argument in sys.argv[1:] if argument in TASKS] or list(TASKS)
-    cells: dict[str, dict[str, Any]] = json.loads(CELLS.read_text()) if CELLS.exists() else {}
+    cells = read()
     bench = Bench()
     for task in asked:
         for name, (config, ratio) in tables().items():
             if task in cells.get(name, {}):
                 continue
-            cells.setdefault(name, {}).update(measure(bench, config, ratio, [task]))
+            measured = measure(bench, config, ratio, [task])
+            cells = read()  # another process may have written another task's
+            cells.setdefault(name, {}).update(measured)
             CELLS.write_text(json.dumps(cells), encoding="utf-8")
             print(name, task, mean(cells[name][task], TASKS[task]["metric"]), flush=True)
-    draw(cells)
+    draw(read())
+
+
+def read() -> dict[str, dict[str, Any]]:
+    """What is measured already: by row, then by task."""
+    return json.loads(CELLS.read_text(encoding="utf-8")) if CELLS.exists() else {}
 
 
 def mean(cell: dict[str, Any], metric: str) -> float:
@@ -84,7 +91,8 @@ def mean(cell: dict[str, Any], metric: str) -> float:
 def draw(cells: dict[str, dict[str, Any]]) -> None:
     """The table of what is measured so far."""
     lines = [f"| table | {' | '.join(TASKS)} |", "|---" * (1 + len(TASKS)) + "|"]
-    for name, row in cells.items():
+    for name in tables():
+        row = cells.get(name, {})
         texts = []
         for task, settings in TASKS.items():
             if task not in row:
@@ -98,7 +106,7 @@ def draw(cells: dict[str, dict[str, Any]]) -> None:
         lines.append("")
         lines.append(
             f"{task}: {settings['metric']}, trained on the first {tuning.limit} examples, {tuning.epochs} epochs, "
-            f"learning rate {tuning.learning_rate:g}, batch {tuning.batch_size}"
+            f"learning rate {tuning.learning_rate:g}, batch {tuning.batch_size}, bf16"
             + (f", judged on the first {settings['eval_limit']}" if "eval_limit" in settings else "")
             + "."
         )

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from codes_quality import TEXT, begin
 from common import check, publish
+from recover_texts import excluded, recovery_texts
 
 import fewfold
 from fewfold import Budget, LowRank, SharedLayers, Tucker
 from fewfold.measure.quality import QualityRow
-from fewfold.tasks.data import distinct_sentences, wikitext2
 
 INITS = ("first", "stepwise", "mean", "weighted")
 ALIGN = {"as they are": "none", "aligned": "permute", "aligned and rotated": "rotate"}
@@ -82,8 +82,8 @@ def distilled(rows: Any, name: str, minutes: float, steps: int | None) -> None:
         )
         limit = {"steps": steps} if steps else {"minutes": minutes}
         fewfold.distill(
-            rows.bench.model, model, wikitext2("train"), tokenizer=rows.bench.tokenizer, data_name="wikitext-2",
-            exclude=distinct_sentences(rows.bench.pairs), **limit,
+            rows.bench.model, model, recovery_texts(), tokenizer=rows.bench.tokenizer, data_name="mixed sentences",
+            exclude=excluded(), **limit,
         )  # fmt: skip
         return model.eval()
 
