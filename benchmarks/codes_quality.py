@@ -181,10 +181,12 @@ def linears() -> None:
 
 
 def whole_model() -> None:
-    """The whole model in 5 MB and in 3 MB."""
+    """The whole model in 12, 8, 5 and 3 MB, next to every weight rounded to few bits."""
     rows = begin("codes_model")
-    for size in ("5MB", "3MB"):
+    for size in ("5MB", "3MB", "8MB", "12MB"):
         rows.run(f"codes-default, {size}", "codes-default", Budget(bytes=size))
+    for bits in ("int8", "int4", "int3"):
+        rows.run(f"{bits}, all weights", Dense(targets="all", stored_dtype=bits))
     name = "codes-default, 5MB"
     checks = [
         check(f"{name}: STS-B dev", rows.sts(name), 0.845),

@@ -3,16 +3,17 @@
 all-MiniLM-L6-v2's body with its table as truncated SVD, as the direction auto-encoder (trained as published) and as
 ours (``embedding-default``); all stored tensors train alike, with the same examples, steps and seed.
 
-    python benchmarks/finetune_tables.py [sst2|cola|squad …]
+    python benchmarks/finetune_tables.py [sst2|cola|squad …] [--only ROW …]
 
 Hours on two cores. Every cell is written as soon as it is measured, and one that is there is not measured again: a run
-that was stopped goes on. Training subsets are stated in the table.
+that was stopped goes on, and two may run side by side on different rows. Training subsets are stated in the table.
 """
 
 from __future__ import annotations
 
+import argparse
+import copy
 import json
-import sys
 from typing import Any
 
 from common import RESULTS, Bench, check, publish_checks
@@ -46,35 +47,36 @@ def tables() -> dict[str, tuple[Any, float | None]]:
     return found
 
 
-def measure(bench: Bench, config: Any, ratio: float | None, tasks: list[str]) -> dict[str, Any]:
-    """One row on some tasks."""
+def measure(bench: Bench, name: str, config: Any, ratio: float | None, tasks: list[str]) -> None:
+    """One row on some tasks: compressed once, fine-tuned anew for each; written cell by cell."""
     model = bench.fresh()
     if config is not None:
         fewfold.compress(
             model, config, budget=Budget(bytes=f"1/{ratio} of embeddings"), calibration=calibration_texts(TEXT),
             tokenizer=bench.tokenizer, calibration_name=TEXT,
         )  # fmt: skip
-    cells = {}
     for task in tasks:
         settings = {key: value for key, value in TASKS[task].items() if key != "metric"}
-        cells[task] = evaluate(model, task, tokenizer=bench.tokenizer, **settings).to_dict()
-    return cells
+        found = evaluate(copy.deepcopy(model), task, tokenizer=bench.tokenizer, **settings).to_dict()
+        cells = read()  # another process may have written other rows
+        cells.setdefault(name, {})[task] = found
+        CELLS.write_text(json.dumps(cells), encoding="utf-8")
+        print(name, task, mean(found, TASKS[task]["metric"]), flush=True)
 
 
 def main() -> None:
     """Measure what is missing, then draw the table."""
-    asked = [argument for argument in sys.argv[1:] if argument in TASKS] or list(TASKS)
-    cells = read()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("tasks", nargs="*", choices=[*TASKS, []], help="which tasks (all)")
+    parser.add_argument("--only", action="append", help="rows whose name holds this; may be given again")
+    wanted = parser.parse_args()
     bench = Bench()
-    for task in asked:
-        for name, (config, ratio) in tables().items():
-            if task in cells.get(name, {}):
-                continue
-            measured = measure(bench, config, ratio, [task])
-            cells = read()  # another process may have written another task's
-            cells.setdefault(name, {}).update(measured)
-            CELLS.write_text(json.dumps(cells), encoding="utf-8")
-            print(name, task, mean(cells[name][task], TASKS[task]["metric"]), flush=True)
+    for name, (config, ratio) in tables().items():
+        if wanted.only and not any(part in name for part in wanted.only):
+            continue
+        missing = [task for task in wanted.tasks or TASKS if task not in read().get(name, {})]
+        if missing:
+            measure(bench, name, config, ratio, missing)
     draw(read())
 
 
