@@ -14,22 +14,24 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 from typing import Any
 
 from common import RESULTS, Bench, check, publish_checks
 
 import fewfold
 from fewfold import Budget, EmbeddingAutoencoder, LowRank, SubvectorCodes
+from fewfold.calibration.cache import cache_folder
 from fewfold.tasks import FineTuning, evaluate
 from fewfold.tasks.data import calibration_texts
 
 TEXT = "mixed-512"
 RATIOS = (2.5, 5, 10)
 TASKS: dict[str, dict[str, Any]] = {
-    "sst2": {"finetune": FineTuning(learning_rate=5e-5, epochs=1, limit=4000, bf16=True), "metric": "accuracy"},
-    "cola": {"finetune": FineTuning(learning_rate=5e-5, epochs=3, limit=4000, bf16=True), "metric": "mcc"},
+    "sst2": {"finetune": FineTuning(learning_rate=5e-5, epochs=1, limit=4000), "metric": "accuracy"},
+    "cola": {"finetune": FineTuning(learning_rate=5e-5, epochs=3, limit=4000), "metric": "mcc"},
     "squad": {
-        "finetune": FineTuning(learning_rate=2e-4, epochs=2, limit=2000, bf16=True), "metric": "f1", "max_length": 192,
+        "finetune": FineTuning(learning_rate=2e-4, epochs=2, limit=2000), "metric": "f1", "max_length": 192,
         "stride": 64, "eval_limit": 500,
     },
 }  # fmt: skip
@@ -47,14 +49,23 @@ def tables() -> dict[str, tuple[Any, float | None]]:
     return found
 
 
-def measure(bench: Bench, name: str, config: Any, ratio: float | None, tasks: list[str]) -> None:
-    """One row on some tasks: compressed once, fine-tuned anew for each; written cell by cell."""
-    model = bench.fresh()
-    if config is not None:
-        fewfold.compress(
-            model, config, budget=Budget(bytes=f"1/{ratio} of embeddings"), calibration=calibration_texts(TEXT),
+def student(bench: Bench, name: str, config: Any, ratio: float | None) -> Any:
+    """The model of a row, out of the cache where it was compressed before."""
+    if config is None:
+        return bench.fresh()
+    folder = cache_folder().parent / "finetune_tables" / re.sub(r"[^a-z0-9.]+", "-", name.lower())
+    if not folder.exists():
+        model = fewfold.compress(
+            bench.fresh(), config, budget=Budget(bytes=f"1/{ratio} of embeddings"), calibration=calibration_texts(TEXT),
             tokenizer=bench.tokenizer, calibration_name=TEXT,
         )  # fmt: skip
+        fewfold.save(model, folder)
+    return fewfold.load(folder)
+
+
+def measure(bench: Bench, name: str, config: Any, ratio: float | None, tasks: list[str]) -> None:
+    """One row on some tasks, fine-tuned anew for each; written cell by cell."""
+    model = student(bench, name, config, ratio)
     for task in tasks:
         settings = {key: value for key, value in TASKS[task].items() if key != "metric"}
         found = evaluate(copy.deepcopy(model), task, tokenizer=bench.tokenizer, **settings).to_dict()
@@ -108,7 +119,7 @@ def draw(cells: dict[str, dict[str, Any]]) -> None:
         lines.append("")
         lines.append(
             f"{task}: {settings['metric']}, trained on the first {tuning.limit} examples, {tuning.epochs} epochs, "
-            f"learning rate {tuning.learning_rate:g}, batch {tuning.batch_size}, bf16"
+            f"learning rate {tuning.learning_rate:g}, batch {tuning.batch_size}"
             + (f", judged on the first {settings['eval_limit']}" if "eval_limit" in settings else "")
             + "."
         )
