@@ -24,6 +24,7 @@ from fewfold.distill.pupil import Pupil, finite
 from fewfold.distill.teachers import Teacher
 from fewfold.distill.tokens import TokenisedTexts
 from fewfold.errors import DistillError
+from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.measure.inputs import clipped_length
 
 ENDLESS = 10**9  # steps of a run that the clock ends
@@ -171,6 +172,7 @@ class DistillTrainer(Trainer):
 def training_arguments(config: DistillConfig, clock: Clock, folder: Path) -> TrainingArguments:
     """What the Trainer does by itself: everything that the watch does is off."""
     part = max(1, config.batch_size // (config.accumulation * int(os.environ.get("WORLD_SIZE", "1"))))
+    warn_of_slow_bf16(config.bf16)
     args = TrainingArguments(
         output_dir=str(folder), max_steps=clock.steps or ENDLESS, per_device_train_batch_size=part,
         gradient_accumulation_steps=config.accumulation, learning_rate=config.learning_rate, max_grad_norm=0.0,

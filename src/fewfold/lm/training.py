@@ -40,6 +40,7 @@ from fewfold.lm.schedule import make_optimizer, rate_factor, set_rate
 from fewfold.lm.step import foretell
 from fewfold.lm.streams import Streams
 from fewfold.lm.texts import Text
+from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.progress import bar
 
 
@@ -108,6 +109,7 @@ class LMTrainer:
 
     def train(self) -> Progress:
         """Learn until the steps, the time or the gain end."""
+        warn_of_slow_bf16(self.config.bf16)
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.config.seed)

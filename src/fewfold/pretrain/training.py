@@ -16,6 +16,7 @@ import torch
 from torch import Generator, nn
 
 from fewfold.errors import CheckpointError, TaskError
+from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.optional import require
 from fewfold.pretrain.drawn import Drawn
 from fewfold.pretrain.settings import PretrainSettings
@@ -140,6 +141,7 @@ def _arguments(settings: PretrainSettings, folder: Path) -> Any:
 
     micro, rounds = settings.accumulated(int(os.environ.get("WORLD_SIZE", "1")))
     cpu = not torch.accelerator.is_available()
+    warn_of_slow_bf16(settings.bf16)
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fewfold.errors import TaskError
+from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.optional import require
 from fewfold.progress import track
 from fewfold.stored import unpack
@@ -140,6 +141,7 @@ def _arguments(folder: str, rows: int, settings: FineTuning, seed: int) -> Any:
     grouping: dict[str, Any] = {"train_sampling_strategy": "group_by_length"}
     if "train_sampling_strategy" not in TrainingArguments.__dataclass_fields__:
         grouping = {"group_by_length": True}
+    warn_of_slow_bf16(settings.bf16)
     return TrainingArguments(
         output_dir=folder,
         learning_rate=settings.learning_rate,
