@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from fewfold.distill.checkpoints import write_state
 from fewfold.distill.history import History
+from fewfold.distill.sharded import exact_state, load_exact
 from fewfold.distill.teachers import Teacher
 from fewfold.distill.tokens import TokenisedTexts
 from fewfold.distill.trainer import DistillTrainer, clipper
@@ -48,7 +49,6 @@ class Watch(TrainerCallback):
         self.pause = 0.0  # seconds of measurements and checkpoints
         self.stack = ExitStack()
         self.advance: Callable[[float, str], None] = lambda done, count: None
-        self.clip = clipper(self.config, [p for p in trainer.model.parameters() if p.requires_grad])
 
     def restore(self, state: dict[str, Any], folder: Path) -> None:
         """Go on where a checkpoint was written."""
@@ -59,6 +59,7 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure once before the first step, and start the clock."""
+        self.clip = clipper(self.config, [p for p in self.trainer.model.parameters() if p.requires_grad])
         if not self.history.held_out:
             self._measure(0)
         self.pause = 0.0
@@ -119,7 +120,7 @@ class Watch(TrainerCallback):
         if not self.history.held_out or self.history.held_out[-1]["step"] != state.global_step:
             self._measure(state.global_step)
         if self.best and self.stall:
-            self.trainer.model.load_state_dict(self.best, strict=False)
+            load_exact(self.trainer.model, self.best)
             best = min(self.history.held_out, key=lambda point: point["loss"])
             self.history.held_out.append({**best, "restored": True})
         self.history.seconds = self.clock.now()
@@ -151,7 +152,7 @@ class Watch(TrainerCallback):
         if point["loss"] < lowest:
             self.stall = 0
             if self.config.patience is not None:
-                self.best = self.trainer.model.exact_state()
+                self.best = exact_state(self.trainer.model)
         else:
             self.stall += 1
         seconds = time.perf_counter() - start
