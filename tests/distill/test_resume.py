@@ -72,6 +72,21 @@ def test_a_finished_phase_is_not_trained_again(teacher, tokenizer, texts, tmp_pa
     assert torch.equal(parameters(first), parameters(second))
 
 
+def test_a_phase_that_ended_early_gives_its_best_state_again(teacher, tokenizer, texts, tmp_path):
+    """As when a later phase was killed: no further step, and not the last state."""
+    settings = config(steps=200, learning_rate=0.3, warmup=0, validation=9, patience=2, evaluate_minutes=1e-9)
+    students, histories = [], []
+    for _ in range(2):
+        student = make_student(teacher)
+        outcome = distil(teacher, student, texts, config=settings, tokenizer=tokenizer, checkpoints=tmp_path)
+        students.append(parameters(student))
+        histories.append(outcome.histories[0])
+    assert histories[0].stopped == histories[1].stopped == "no gain"
+    assert histories[0].steps == histories[1].steps < 200
+    assert torch.equal(*students)
+    assert histories[1].first_and_last == histories[0].first_and_last
+
+
 def test_distill_leaves_the_model_and_no_checkpoints(teacher, tokenizer, texts, tmp_path):
     student = make_student(teacher, "int8")
     out = tmp_path / "out"

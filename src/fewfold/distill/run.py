@@ -127,8 +127,9 @@ def _phase(
         found = last_checkpoint(folder, key) if resume else None
         if found is not None:
             watch.restore(found[1], found[0])
-            if clock.is_over(watch.history.steps):
+            if watch.has_stalled or clock.is_over(watch.history.steps):
                 trainer._load_from_checkpoint(str(found[0]))
+                watch.finish(watch.history.steps)
                 return _given_back(pupil, student, watch.history)
         trainer.add_callback(watch)
         trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))

@@ -91,7 +91,7 @@ class Watch(TrainerCallback):
         if timely and not over:
             self.measured = clock.seen
             self._measure(step)
-        if config.patience is not None and self.stall >= config.patience:
+        if self.has_stalled:
             self.history.stopped, over = "no gain", True
         elif over:
             self.history.stopped = "steps" if clock.steps is not None and step >= clock.steps else "time"
@@ -115,10 +115,19 @@ class Watch(TrainerCallback):
         self._reserve(save=seconds)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure once more; the best state comes back if the run stopped for want of a gain."""
+        """Bring the run to its end."""
         self.stack.close()
-        if not self.history.held_out or self.history.held_out[-1]["step"] != state.global_step:
-            self._measure(state.global_step)
+        self.finish(state.global_step)
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether so many measurements brought no gain that the run ends."""
+        return self.config.patience is not None and self.stall >= self.config.patience
+
+    def finish(self, step: int) -> None:
+        """Measure once more; where a state before the last was better, it comes back."""
+        if not self.history.held_out or self.history.held_out[-1]["step"] != step:
+            self._measure(step)
         if self.best and self.stall:
             load_exact(self.trainer.model, self.best)
             best = min(self.history.held_out, key=lambda point: point["loss"])
