@@ -4,6 +4,7 @@ import copy
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 
 import pytest
@@ -110,3 +111,7 @@ def test_two_processes_learn_as_one(options, tmp_path):
     assert two[0]["numbers"] == pytest.approx(one["numbers"], abs=1e-4)
     state = tmp_path / "checkpoints" / "phase-1" / "checkpoint-5" / "distill_state.json"
     assert json.loads(state.read_text())["history"]["steps"] == 5
+    shutil.rmtree(state.parent)
+    alone = run(tmp_path / "checkpoints")  # one process goes on from what two have left
+    assert alone["curve"] == pytest.approx(one["curve"], abs=1e-4)
+    assert alone["numbers"] == pytest.approx(one["numbers"], abs=1e-4)
