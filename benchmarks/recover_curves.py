@@ -13,9 +13,11 @@ COLUMNS = 3
 
 
 def group_of(plan: str) -> str:
-    """What a plan is compared with: a ratio, a size of the whole model, or nothing of the kind."""
-    last = plan.split(", ")[-1]
-    return last if len(last.split(" ")) != len(plan.split(" ")) else "cut to fewer layers"
+    """What a plan is compared with: a ratio, the whole model by its bytes, or nothing of the kind."""
+    _, _, last = plan.rpartition(", ")
+    if "whole model" in last:
+        return "whole model"
+    return last if last != plan else "cut to fewer layers"
 
 
 def draw_curves(runs: Sequence[RunRecord], path: Path) -> None:

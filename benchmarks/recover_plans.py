@@ -9,7 +9,7 @@ import torch
 from common import Bench
 
 import fewfold
-from fewfold import Budget, LowRank, SharedFactors, SharedLayers, SubvectorCodes
+from fewfold import Budget, Dense, LowRank, SharedFactors, SharedLayers, SubvectorCodes
 from fewfold.tasks.data import calibration_texts
 
 TEXT = "mixed-512"
@@ -39,8 +39,8 @@ def plans() -> dict[str, Make]:
         )
     for times in WHOLE:
         found[f"codes-default, whole model {times}×"] = _compress("codes-default", f"bytes={BYTES / times / 1e6:.3f}MB")
-    for name in ("int4", "int3"):
-        found[f"{name}, whole model"] = _compress(name, None)
+    found["int4, whole model"] = _compress(Dense(targets="all", stored_dtype="int4"), None)
+    found["int3, whole model"] = _compress(Dense(targets="all", stored_dtype="int3"), None)
     return found
 
 
