@@ -69,14 +69,16 @@ def publish(
     rows: Sequence[QualityRow],
     extra: dict[str, Any] | None = None,
     program: str | None = None,
+    lines: Sequence[str] = (),
 ) -> None:
     """Write ``benchmarks/results/NAME.json`` and the table drawn from it into ``docs/benchmarks/NAME.md``.
 
     :param program: that draws it, where its file is not called ``NAME.py``.
+    :param lines: what stands between the table and the claims.
     """
     extra = extra or {}
     content = {**extra, "rows": [asdict(row) for row in rows]}
-    _write(name, title, content, [rows_to_markdown(rows), *claims(extra.get("checks", []))], program or name)
+    _write(name, title, content, [rows_to_markdown(rows), *lines, *claims(extra.get("checks", []))], program or name)
 
 
 def publish_checks(

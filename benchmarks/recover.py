@@ -1,14 +1,16 @@
 """Recovery under one rule: every compressed all-MiniLM-L6-v2 gets the same minutes of distillation on the same texts.
 
-Methods at 1/4, 1/7 and 1/48 of the linears' numbers (codes: of their bytes), whole models by stored bytes, and rivals
-with the same minutes: the model cut to 1, 2 and 3 of its layers, and few-bit storage. Every run is one record in
-``benchmarks/runs/recover``; what is there is not run again, and a run that was killed goes on from its checkpoint.
+Methods at 1/4, 1/7 and 1/48 of the linears' numbers (codes, and shared layers in few bits: of their bytes), whole
+models by stored bytes, and rivals with the same minutes: the model cut to 1, 2 and 3 of its layers, and few-bit
+storage. Every run is one record in ``benchmarks/runs/recover``; what is there is not run again, and a run that was
+killed goes on from its checkpoint. With tasks measured, the table says how far runs at 1/7 and 1/48 are from 99 % and
+96.7 % of dense.
 
     python benchmarks/recover.py                                   the ten-minute grid, then the table
     python benchmarks/recover.py --minutes 60 --only "low rank, 1/7"
     python benchmarks/recover.py --tasks --only "low rank, 1/7"    fine-tune what was recovered
     python benchmarks/recover.py --list                            what is there and what is missing
-    python benchmarks/recover.py --draw                            the table alone
+    python benchmarks/recover.py --draw                            the table and the curves alone
 
 One run at a time: minutes are wall time on all cores. Checkpoints and recovered models stand below fewfold's cache.
 """
@@ -17,28 +19,28 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from common import Bench, publish
+from common import Bench, check, publish
+from recover_curves import draw_curves, group_of
+from recover_plans import TEXT, Make, plans
 from recover_texts import excluded, recovery_texts
 
 import fewfold
-from fewfold import Budget, LowRank, SharedFactors, SubvectorCodes
 from fewfold.calibration.cache import cache_folder
+from fewfold.checkpoint.config import structure_of
 from fewfold.measure.quality import QualityRow, floor_rows, quality_row
 from fewfold.report.runs import RunRecord, read_run, read_runs, run_file, write_run
 from fewfold.tasks import FineTuning, evaluate
-from fewfold.tasks.data import calibration_texts
 from fewfold.tasks.sts import StsScore
 
 RUNS = Path(__file__).parent / "runs"
 WORK = cache_folder().parent / "recover"
-KIND, TEXT, MODEL = "recover", "mixed-512", "all-MiniLM-L6-v2"
-RATIOS, WHOLE = (4, 7, 48), (8, 16, 32)
+PICTURE = Path(__file__).parent.parent / "docs" / "results" / "recover.png"
+KIND, MODEL, DENSE = "recover", "all-MiniLM-L6-v2", "dense"
+BARS = {"1/7": 0.99, "1/48": 0.967}  # shares of the dense model's mean over the tasks, as published
 TASKS: dict[str, dict[str, Any]] = {
     "sst2": {"finetune": FineTuning(learning_rate=5e-5, epochs=1, limit=8000)},
     "cola": {"finetune": FineTuning(learning_rate=5e-5, epochs=3, limit=8551)},
@@ -48,77 +50,52 @@ TASKS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-Make = Callable[[Bench], Any]
-
-
-def plans() -> dict[str, Make]:
-    """What is recovered, by name: functions from the dense model to the student."""
-    found: dict[str, Make] = {}
-    for ratio in RATIOS:
-        numbers, size = f"parameters=1/{ratio} of linears", f"bytes=1/{ratio} of linears"
-        found[f"low rank, 1/{ratio}"] = _compress(LowRank(), numbers)
-        found[f"shared factors, 1/{ratio}"] = _compress(SharedFactors(), numbers)
-        found[f"codes, 1/{ratio}"] = _compress(SubvectorCodes(), size)
-    for layers in (3, 2, 1):
-        found[f"cut to {layers} layers"] = lambda bench, layers=layers: cut(bench.fresh(), layers)
-    for times in WHOLE:
-        found[f"codes-default, whole model {times}×"] = _compress("codes-default", f"bytes={_whole(times)}")
-    for name in ("int4", "int3"):
-        found[f"{name}, whole model"] = _compress(name, None)
-    return found
-
-
-def _whole(times: int) -> str:
-    return f"{90_852_864 / times / 1e6:.3f}MB"
-
-
-def _compress(config: Any, budget: str | None) -> Make:
-    def make(bench: Bench) -> Any:
-        return fewfold.compress(
-            bench.fresh(), config, budget=None if budget is None else Budget.parse(budget),
-            calibration=calibration_texts(TEXT), tokenizer=bench.tokenizer, calibration_name=TEXT,
-        )  # fmt: skip
-
-    return make
-
-
-def cut(model: Any, layers: int) -> Any:
-    """Keep so many layers, evenly spaced, the last one among them."""
-    blocks = model.encoder.layer
-    kept = [round((place + 1) * len(blocks) / layers) - 1 for place in range(layers)]
-    model.encoder.layer = torch.nn.ModuleList(blocks[place] for place in kept)
-    model.config.num_hidden_layers = layers
-    return model
-
 
 def label(name: str, minutes: float) -> str:
     """What a run is called."""
     return f"{name}, {minutes:g} min"
 
 
+def work(name: str, minutes: float) -> Path:
+    """Where a run's recovered model stands, or will stand."""
+    return WORK / run_file(KIND, label(name, minutes), ".").stem
+
+
 def recover(bench: Bench, name: str, make: Make, minutes: float, texts: list[str]) -> None:
-    """Compress, measure, distil, measure, and write the record."""
-    run_name = label(name, minutes)
-    folder = WORK / run_file(KIND, run_name, ".").stem
-    student = make(bench)
-    before = _judge(bench, student, name, "before")
-    fewfold.distill(
-        bench.model, student, texts, config="general", tokenizer=bench.tokenizer, minutes=minutes, exclude=excluded(),
-        out=folder, data_name="mixed sentences",
-    )  # fmt: skip
-    history = json.loads((folder / "distill.json").read_text(encoding="utf-8"))
-    after = _judge(bench, student, name, "after")
-    structure = getattr(student.config, "quantization_config", None)
-    steps = getattr(structure, "provenance", {}).get("steps", []) if structure is not None else []
+    """Compress, measure, distil, measure what was saved, and write the record; goes on where a kill ended it."""
+    folder = work(name, minutes)
+    start, end = folder.with_name(f"{folder.name}.before.json"), folder / "distill.json"
+    if not (start.is_file() and end.is_file()):
+        student = make(bench)
+        if not start.is_file():
+            structure = structure_of(student)
+            steps = structure.provenance.get("steps", []) if structure is not None else []
+            _keep({"row": _judge(bench, student, name, "before"), "recipe": steps}, start)
+        if not end.is_file():
+            fewfold.distill(
+                bench.model, student, texts, config="general", tokenizer=bench.tokenizer, minutes=minutes,
+                exclude=excluded(), out=folder, data_name="mixed sentences",
+            )  # fmt: skip
+    before = json.loads(start.read_text(encoding="utf-8"))
+    history = json.loads(end.read_text(encoding="utf-8"))
+    after = _judge(bench, fewfold.load(folder).eval(), name, "after")  # what is kept in few bits is rounded there
     write_run(
         RunRecord(
-            run_name, KIND, MODEL, recipe=steps, data={"calibration": TEXT, "recovery": history["data"]}, seed=0,
+            label(name, minutes), KIND, MODEL, recipe=before["recipe"], seed=0,
+            data={"calibration": TEXT, "recovery": history["data"]},
             settings={"plan": name, "minutes": minutes, "phases": [phase["config"] for phase in history["phases"]]},
-            numbers={"before": before, "after": after}, minutes=history["minutes"], tokens=history["tokens"],
+            numbers={"before": before["row"], "after": after}, minutes=history["minutes"], tokens=history["tokens"],
             series={key: history["phases"][0][key] for key in ("curve", "held_out")},
         ),
         RUNS,
     )  # fmt: skip
+
+
+def _keep(content: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content), encoding="utf-8")
+    partial.replace(path)
 
 
 def _judge(bench: Bench, model: Any, name: str, when: str) -> dict[str, Any]:
@@ -128,38 +105,64 @@ def _judge(bench: Bench, model: Any, name: str, when: str) -> dict[str, Any]:
     return asdict(row)
 
 
-def finetune(bench: Bench, run: RunRecord) -> None:
-    """Add scores of tasks to a record: the recovered model is fine-tuned on each."""
-    from transformers import AutoModel
+def dense(bench: Bench) -> None:
+    """The record that tasks are compared with."""
+    row = _judge(bench, bench.model, DENSE, "as it is")
+    settings = {"plan": DENSE, "minutes": 0.0}
+    write_run(RunRecord(DENSE, KIND, MODEL, settings=settings, numbers={"after": row}), RUNS)
 
-    folder = WORK / run_file(KIND, run.name, ".").stem
+
+def finetune(bench: Bench, run: RunRecord) -> None:
+    """Add scores of tasks to a record, one after another: the model is fine-tuned on each."""
     for task, settings in TASKS.items():
         if task in run.numbers.get("tasks", {}):
             continue
-        model = AutoModel.from_pretrained(folder)
+        plan = run.settings["plan"]
+        model = bench.fresh() if plan == DENSE else fewfold.load(work(plan, run.settings["minutes"]))
         result = evaluate(model, task, tokenizer=bench.tokenizer, **settings).to_dict()
         run.numbers.setdefault("tasks", {})[task] = result
         write_run(run, RUNS)
         print(f"{run.name}, {task}: {result['metrics']}", flush=True)
 
 
-def draw(bench: Bench | None = None) -> None:
-    """The table of all records, best neighbours first within a ratio."""
+def mean_of_tasks(run: RunRecord) -> float | None:
+    """The mean of the tasks' main metrics; None before all are measured."""
+    tasks = run.numbers.get("tasks", {})
+    if any(task not in tasks for task in TASKS):
+        return None
+    return sum(next(iter(tasks[task]["metrics"].values()))["mean"] for task in TASKS) / len(TASKS)
+
+
+def claims(runs: list[RunRecord]) -> list[dict[str, Any]]:
+    """How far each run at a published ratio is from the published share of dense, where tasks are measured."""
+    whole = next((mean_of_tasks(run) for run in runs if run.settings["plan"] == DENSE), None)
+    found = []
+    for run in runs:
+        bar, mean = BARS.get(group_of(run.settings["plan"])), mean_of_tasks(run)
+        if whole and bar and mean is not None:
+            found.append(check(f"{run.name}: mean over {', '.join(TASKS)}, as a share of dense", mean / whole, bar))
+    return found
+
+
+def draw(bench: Bench) -> None:
+    """The table of all records, those of one ratio together, and the picture of their curves."""
     runs = read_runs([RUNS / KIND]) if (RUNS / KIND).exists() else []
     if not runs:
         return print("no run is recorded yet")
-    rows: list[QualityRow] = []
-    if bench is not None:
-        rows.append(quality_row("dense", bench.model, bench.reference, bench.pairs))
-        rows += floor_rows(bench.model, bench.tokenizer, bench.reference, bench.pairs)
-    for run in sorted(runs, key=lambda run: (run.settings["plan"].split(", ")[-1], run.settings["minutes"])):
-        for when in ("before", "after"):
-            kept = run.numbers[when]
-            title = f"{run.settings['plan']}: " + ("not recovered" if when == "before" else f"{run.minutes:.0f} min")
-            if when == "before" and any(row.name == title for row in rows):
-                continue
-            rows.append(QualityRow(**{**kept, "name": title, "sts": StsScore(**kept["sts"])}))
-    publish("recover", "Recovery with equal minutes", rows, {"runs": [run.name for run in runs]})
+    rows = [quality_row(DENSE, bench.model, bench.reference, bench.pairs)]
+    rows += floor_rows(bench.model, bench.tokenizer, bench.reference, bench.pairs)
+    runs.sort(key=lambda run: (group_of(run.settings["plan"]), run.settings["plan"], run.settings["minutes"]))
+    for run in runs:
+        plan, minutes = run.settings["plan"], run.settings["minutes"]
+        titles = {"before": f"{plan}: not recovered", "after": f"{plan}: {minutes:g} min"}
+        for when, title in titles.items():
+            if plan != DENSE and all(row.name != title for row in rows):
+                kept = run.numbers[when]
+                rows.append(QualityRow(**{**kept, "name": title, "sts": StsScore(**kept["sts"])}))
+    draw_curves(runs, PICTURE)
+    picture = f"![Losses over minutes, training and held-out texts](../results/{PICTURE.name})"
+    extra = {"runs": [run.name for run in runs], "checks": claims(runs)}
+    publish("recover", "Recovery with equal minutes", rows, extra, lines=[picture, ""])
 
 
 def main() -> None:
@@ -183,6 +186,11 @@ def main() -> None:
     bench = Bench()
     if not options.draw:
         texts = recovery_texts()
+        if options.tasks:
+            path = run_file(KIND, DENSE, RUNS)
+            if not path.exists():
+                dense(bench)
+            finetune(bench, read_run(path))
         for name, make in chosen.items():
             path = run_file(KIND, label(name, options.minutes), RUNS)
             if not path.exists():

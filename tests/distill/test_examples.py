@@ -105,3 +105,10 @@ def test_texts_are_tokenised_once():
 def test_a_tokenizer_that_cannot_pad():
     with pytest.raises(DistillError, match="no padding token"):
         tokenise(Examples(["a"]), SimpleNamespace(pad_token_id=None, eos_token_id=None), 16)
+
+
+def test_labels_that_no_loss_asks_for_are_left_alone():
+    rows = [{"sentence1": "a cat", "sentence2": "the cat", "label": 3.4}, {"sentence1": "a", "sentence2": "b"}]
+    assert read_examples(rows, needs_labels=False).labels is None
+    with pytest.raises(DistillError, match="row 1 of the data has no 'label'"):
+        read_examples(rows, needs_labels=True)

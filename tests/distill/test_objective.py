@@ -9,8 +9,9 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, LlamaCo
 from fewfold import DistillError
 from fewfold.distill.attention import recording
 from fewfold.distill.examples import Examples
-from fewfold.distill.objective import Objective, layer_pairs
+from fewfold.distill.objective import Objective
 from fewfold.distill.outputs import Needs, run
+from fewfold.distill.stacks import layer_pairs
 from fewfold.distill.tokens import tokenise
 
 

@@ -1,15 +1,19 @@
-"""Two processes that share a batch learn what one process learns from it."""
+"""Two processes that share a batch learn what one process learns from it, the student whole or spread over them."""
 
+import copy
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 
 import pytest
 import torch
-from distill_models import config, make_student, make_teacher, make_tokenizer, sentences
+from distill_models import Killed, config, kill_at, make_teacher, make_tokenizer, sentences
 
+import fewfold
 from fewfold.distill.run import distil
+from fewfold.distill.trainer import DistillTrainer
 
 # texts of unequal length: means over each process's own tokens would differ from the whole batch's
 SETTINGS = {
@@ -21,12 +25,13 @@ SETTINGS = {
     "sentence": {},
     "epsilon": 1e-4,  # else Adam blows rounding errors up where gradients vanish
     "validation": 8,
+    "checkpoint_minutes": 1e-9,
 }
 
 
 def run(folder=None):
     teacher = make_teacher()
-    student = make_student(teacher)
+    student = fewfold.compress(copy.deepcopy(teacher), fewfold.SharedFactors(rank=6, weighting="none"))
     outcome = distil(
         teacher, student, sentences(96), config=config(**SETTINGS), tokenizer=make_tokenizer(), checkpoints=folder
     )
@@ -40,40 +45,73 @@ def run(folder=None):
     }
 
 
-def worker(rank, port, folder):
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+}  # fmt: skip
+
+
+def worker(rank, port, folder, options):
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(True)
+    os.environ.update(options)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES="",
     )  # fmt: skip
     torch.set_num_threads(1)
-    result = run(folder / "checkpoints")
+    units, original = [], DistillTrainer.compute_loss
+
+    def counting(self, model, *args, **kwargs):
+        units.append(sum(hasattr(module, "reshard") for module in model.modules()))
+        return original(self, model, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillTrainer, "compute_loss", counting)
+        live = kill_at(patch, 4)
+        with pytest.raises(Killed):
+            run(folder / "checkpoints")
+        live()
+        result = {**run(folder / "checkpoints"), "units": sorted(set(units))}
     (folder / f"{rank}.json").write_text(json.dumps(result))
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, so that they need not import torch again")
-def test_two_processes_learn_as_one(tmp_path):
+def two_processes(tmp_path, options):
+    """Run in two processes; what each of them found."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=worker, args=(rank, port, tmp_path)) for rank in range(2)]
+    workers = [context.Process(target=worker, args=(rank, port, tmp_path, options)) for rank in range(2)]
     for process in workers:
         process.start()
     for process in workers:
-        process.join(120)
+        process.join(240)
         assert process.exitcode == 0
+    return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, id="replicas"), pytest.param(SHARDED, id="FSDP2", marks=pytest.mark.full)]
+)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, so that they need not import torch again")
+def test_two_processes_learn_as_one(options, tmp_path):
+    two = two_processes(tmp_path, options)
     one = run()
-    two = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert one["curve"][-1] < one["curve"][0]
+    assert len(list((tmp_path / "checkpoints" / "phase-1").glob("checkpoint-*"))) == 2
     for result in two:
+        assert result["units"] == ([4] if options else [0])  # embeddings, two layers, and what is around them
         assert result["curve"] == pytest.approx(one["curve"], abs=1e-4)
         assert result["held_out"] == pytest.approx(one["held_out"], abs=1e-4)
         assert result["tokens"] == one["tokens"]
     assert two[0]["numbers"] == two[1]["numbers"]
     assert two[0]["numbers"] == pytest.approx(one["numbers"], abs=1e-4)
-    (state,) = (tmp_path / "checkpoints" / "phase-1").glob("*/distill_state.json")
+    state = tmp_path / "checkpoints" / "phase-1" / "checkpoint-5" / "distill_state.json"
     assert json.loads(state.read_text())["history"]["steps"] == 5
+    shutil.rmtree(state.parent)
+    alone = run(tmp_path / "checkpoints")  # one process goes on from what two have left
+    assert alone["curve"] == pytest.approx(one["curve"], abs=1e-4)
+    assert alone["numbers"] == pytest.approx(one["numbers"], abs=1e-4)

@@ -5,33 +5,12 @@ import json
 
 import pytest
 import torch
-from distill_models import config, make_student
+from distill_models import Killed, config, kill_at, make_student, parameters
 
 import fewfold
 from fewfold import DistillError
 from fewfold.distill.checkpoints import STATE
 from fewfold.distill.run import distil
-from fewfold.distill.watch import Watch
-
-
-class Killed(BaseException):
-    """Ends a run as a kill does."""
-
-
-def kill_at(monkeypatch, step):
-    original = Watch.on_step_end
-
-    def dying(self, args, state, control, **kwargs):
-        if state.global_step == step:
-            raise Killed
-        return original(self, args, state, control, **kwargs)
-
-    monkeypatch.setattr(Watch, "on_step_end", dying)
-    return lambda: monkeypatch.setattr(Watch, "on_step_end", original)
-
-
-def parameters(model):
-    return torch.cat([parameter.detach().flatten().double() for parameter in model.parameters()])
 
 
 @pytest.mark.parametrize("stored", ["fp32", "int8"])
@@ -91,6 +70,21 @@ def test_a_finished_phase_is_not_trained_again(teacher, tokenizer, texts, tmp_pa
     for student in (first, second):
         distil(teacher, student, texts, config=config(), tokenizer=tokenizer, checkpoints=tmp_path)
     assert torch.equal(parameters(first), parameters(second))
+
+
+def test_a_phase_that_ended_early_gives_its_best_state_again(teacher, tokenizer, texts, tmp_path):
+    """As when a later phase was killed: no further step, and not the last state."""
+    settings = config(steps=200, learning_rate=0.3, warmup=0, validation=9, patience=2, evaluate_minutes=1e-9)
+    students, histories = [], []
+    for _ in range(2):
+        student = make_student(teacher)
+        outcome = distil(teacher, student, texts, config=settings, tokenizer=tokenizer, checkpoints=tmp_path)
+        students.append(parameters(student))
+        histories.append(outcome.histories[0])
+    assert histories[0].stopped == histories[1].stopped == "no gain"
+    assert histories[0].steps == histories[1].steps < 200
+    assert torch.equal(*students)
+    assert histories[1].first_and_last == histories[0].first_and_last
 
 
 def test_distill_leaves_the_model_and_no_checkpoints(teacher, tokenizer, texts, tmp_path):

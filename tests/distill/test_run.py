@@ -14,6 +14,7 @@ from fewfold import DistillError, LowRank, SharedFactors
 from fewfold.distill import checks
 from fewfold.distill.pupil import dense_tables
 from fewfold.distill.run import distil
+from fewfold.distill.sharded import exact_state
 from fewfold.distill.trainer import DistillTrainer
 from fewfold.distill.watch import Watch
 from fewfold.stored import pack
@@ -184,7 +185,7 @@ def test_a_run_without_gain_ends_early_with_its_best_state(teacher, tokenizer, t
 
     def noting(self, step):
         original(self, step)
-        states.append((self.history.held_out[-1]["loss"], self.trainer.model.exact_state()))
+        states.append((self.history.held_out[-1]["loss"], exact_state(self.trainer.model)))
 
     monkeypatch.setattr(Watch, "_measure", noting)
     settings = config(steps=200, learning_rate=0.3, warmup=0, validation=9, patience=3, evaluate_minutes=1e-9)
@@ -242,7 +243,7 @@ def test_pairs_that_do_not_fit(teacher):
     refused("are the same object", teacher, teacher)
     refused("student is a Linear", teacher, torch.nn.Linear(2, 2))
     small = T5Model(T5Config(vocab_size=19, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=4))
-    refused("student is an encoder–decoder", teacher, small)
+    refused("one stack and the student an encoder–decoder", teacher, small)
     refused("train student.float", teacher, copy.deepcopy(student).bfloat16())
     refused("no parameter of the student trains", teacher, copy.deepcopy(student).requires_grad_(False))
     refused("a loss asks for labels", teacher, student, labels={})

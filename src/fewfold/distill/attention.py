@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -23,17 +24,20 @@ class Heads:
     """What one attention layer saw, each ``(batch, heads, length, head width)``; keys and values may have fewer heads.
 
     :param scaling: what scores are multiplied with.
+    :param bias: position bias that is added to scores, broadcastable to them, or None.
     """
 
     query: Tensor
     key: Tensor
     value: Tensor
     scaling: float
+    bias: Tensor | None = None
 
     def scores(self) -> Tensor:
         """Scaled scores before mask and softmax, ``(batch, heads, queries, keys)``."""
         key = self.key.repeat_interleave(self.query.shape[1] // self.key.shape[1], dim=1)
-        return self.query @ key.transpose(-1, -2) * self.scaling
+        scores = self.query @ key.transpose(-1, -2) * self.scaling
+        return scores if self.bias is None else scores + self.bias
 
     def value_relations(self) -> Tensor:
         """``V Vᵀ / √(head width)``, ``(batch, heads, length, length)``, before the softmax."""
@@ -45,11 +49,11 @@ class _Tape:
         self.layers, self.calls = set(layers), 0
         self.heads: dict[int, Heads] = {}
 
-    def add(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
+    def add(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, bias: Tensor | None) -> None:
         self.calls += 1
         if self.calls in self.layers:
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-            self.heads[self.calls] = Heads(query, key, value, scaling)
+            self.heads[self.calls] = Heads(query, key, value, scaling, bias)
 
 
 _tape: ContextVar[_Tape | None] = ContextVar("fewfold_attention_tape", default=None)
@@ -60,7 +64,7 @@ def _recorded(
 ) -> Any:
     tape = _tape.get()
     if tape is not None:
-        tape.add(query, key, value, kwargs.get("scaling"))
+        tape.add(query, key, value, kwargs.get("scaling"), kwargs.get("position_bias"))
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -68,7 +72,7 @@ def _recorded(
 def recording(model: Any, layers: Collection[int]) -> Iterator[dict[int, Heads]]:
     """Record attention layers of ``model`` while the block runs it once.
 
-    :param layers: numbers of the layers, the first is 1.
+    :param layers: numbers of the layers in the order that they run in, the first is 1.
     :return: what they saw, by number, filled once the model has run.
     :raises DistillError: if the model's attention cannot be looked at.
     """
@@ -82,13 +86,18 @@ def recording(model: Any, layers: Collection[int]) -> Iterator[dict[int, Heads]]
         )
     ALL_ATTENTION_FUNCTIONS.register(NAME, _recorded)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
-    before, tape = model.config._attn_implementation, _Tape(layers)
+    tape = _Tape(layers)
+    # the stacks of an encoder–decoder may have configs of their own
+    configs = {id(module.config): module.config for module in model.modules() if isinstance(module, PreTrainedModel)}
+    before = [(config, config._attn_implementation) for config in configs.values()]
     token = _tape.set(tape)
-    model.config._attn_implementation = NAME
+    for config in configs.values():
+        config._attn_implementation = NAME
     try:
         yield tape.heads
     finally:
-        model.config._attn_implementation = before
+        for config, name in before:
+            config._attn_implementation = name
         _tape.reset(token)
     missing = set(layers) - set(tape.heads)
     if missing:

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from fewfold.distill.config import DistillConfig
+from fewfold.distill.stacks import is_seq2seq
 from fewfold.distill.tokens import TokenisedTexts
 from fewfold.errors import DistillError
 
+AT_ONCE = "fewfold_mask_predict"  # the family whose decoder does not go token by token
 REPEATS = 200  # passes over the data beyond which a warning says that it is little
 
 
@@ -24,10 +26,17 @@ def check_models(teacher: Any, student: Any, tokenizer: Any, student_tokenizer: 
     for who, model in (("teacher", teacher), ("student", student)):
         if getattr(model, "config", None) is None or not hasattr(model, "base_model"):
             raise DistillError(f"the {who} is a {type(model).__name__}; distillation needs transformers models")
-        if getattr(model.config, "is_encoder_decoder", False):
-            raise DistillError(f"the {who} is an encoder–decoder; distillation serves encoders and decoders alone")
-        if not hasattr(model.config.get_text_config(), "vocab_size"):
+        reads = getattr(model, "main_input_name", "input_ids") == "input_ids"
+        if not reads or not hasattr(model.config.get_text_config(), "vocab_size"):
             raise DistillError(f"the {who} {type(model).__name__} reads no tokens; distillation needs models of text")
+        if model.config.model_type == AT_ONCE:
+            raise DistillError(
+                f"the {who} {type(model).__name__} predicts all tokens of a target at once, and distillation feeds "
+                "decoders token by token (teacher forcing)"
+            )
+    if is_seq2seq(teacher) != is_seq2seq(student):
+        kinds = ["an encoder–decoder" if is_seq2seq(model) else "a model of one stack" for model in (teacher, student)]
+        raise DistillError(f"the teacher is {kinds[0]} and the student {kinds[1]}: distil between models of one kind")
     if teacher is student:
         raise DistillError("teacher and student are the same object: keep a copy of the dense model before compressing")
     sizes = [model.config.get_text_config().vocab_size for model in (teacher, student)]
@@ -38,10 +47,35 @@ def check_models(teacher: Any, student: Any, tokenizer: Any, student_tokenizer: 
         )
     if tokenizer is None:
         raise DistillError("texts need a tokenizer: distill(…, tokenizer=tokenizer)")
-    _check_tokenizers(tokenizer, student_tokenizer)
-    if len(tokenizer) > sizes[0]:
-        raise DistillError(f"the tokenizer gives {len(tokenizer)} tokens and the models know {sizes[0]}")
+    for side in ("source", "target") if is_seq2seq(student) else ("",):
+        own = getattr(tokenizer, side, tokenizer)
+        _check_tokenizers(own, getattr(student_tokenizer, side, student_tokenizer))
+        known = getattr(student.config, "decoder_vocab_size", None) if side == "target" else None
+        if len(own) > (known or sizes[0]):
+            raise DistillError(f"the tokenizer gives {len(own)} tokens and the models know {known or sizes[0]}")
     _check_trainable(student)
+
+
+def vocabularies_of(tokenizer: Any) -> Any:
+    """The tokenizers of an encoder–decoder's two sides; one of both sides comes back as it is."""
+    from fewfold.tasks.translation.vocabulary import Vocabularies
+
+    both = Vocabularies.of(tokenizer)
+    return tokenizer if both.is_joint else both
+
+
+def decoder_start(model: Any) -> int:
+    """The token that an encoder–decoder's decoder begins with.
+
+    :raises DistillError: if its config names none.
+    """
+    named = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
+    start = next(
+        (getattr(model.config, name, None) for name in named if getattr(model.config, name, None) is not None), None
+    )
+    if start is None:
+        raise DistillError(f"{type(model).__name__} tells no token that its decoder begins with: set config.{named[0]}")
+    return int(start)
 
 
 def _check_tokenizers(teacher: Any, student: Any) -> None:

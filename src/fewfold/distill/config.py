@@ -29,6 +29,9 @@ class HiddenTerm(_Strict):
     kind: Literal["mse", "relative"] = Field(
         "mse", description="mean squared error, or that over the mean square of the teacher's vector, token by token"
     )
+    stack: Literal["both", "encoder", "decoder"] = Field(
+        "both", description="of an encoder–decoder: which stack; both learn with this weight each"
+    )
 
 
 class LogitsTerm(_Strict):
@@ -51,6 +54,16 @@ class AttentionTerm(_Strict):
         description="squared error of scaled scores before the softmax, KL divergence of attention, or KL divergence "
         "of relations between value vectors (MiniLM, Wang et al. 2020)",
     )
+    stack: Literal["both", "encoder", "decoder", "cross"] = Field(
+        "both", description="of an encoder–decoder: self-attention of both stacks or of one, or the decoder's "
+        "attention to the encoder"
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _crosses(self) -> AttentionTerm:
+        if self.stack == "cross" and self.kind == "values":
+            raise ValueError("kind='values' relates tokens of one stack: stack='cross' has scores or probabilities")
+        return self
 
 
 class WeightedTerm(_Strict):
@@ -69,8 +82,12 @@ class DistillConfig(_Strict):
     hidden: list[HiddenTerm] = Field(default_factory=list)
     logits: LogitsTerm | None = None
     attention: list[AttentionTerm] = Field(default_factory=list)
-    sentence: WeightedTerm | None = Field(None, description="1 − cosine of mean-pooled last hidden states")
-    labels: WeightedTerm | None = Field(None, description="cross-entropy with labels, squared error with scores")
+    sentence: WeightedTerm | None = Field(
+        None, description="1 − cosine of mean-pooled last hidden states (of an encoder–decoder: the encoder's)"
+    )
+    labels: WeightedTerm | None = Field(
+        None, description="cross-entropy with labels or target tokens, squared error with scores"
+    )
     reduction: Literal["tokens", "examples"] = "tokens"
     count_padding: bool = Field(False, description="padding counts like text (as the published code has it)")
     projection: bool = Field(False, description="learn a map from the student's width to the teacher's")
@@ -79,7 +96,11 @@ class DistillConfig(_Strict):
         False, description="token and position tables that were not compressed stay as they are"
     )
 
-    max_length: int = Field(128, ge=2, description="tokens kept of a text")
+    max_length: int = Field(128, ge=2, description="tokens kept of a text, and of its target")
+    noise: float = Field(
+        0.3, ge=0, lt=1, description="where an encoder–decoder gets texts without targets, a text is its own target, "
+        "and the source loses up to this share of its tokens; 0: none"
+    )  # fmt: skip
     pieces: bool = Field(False, description="cut texts into pieces of 4 to 32 words, so that all lengths are learned")
     batch_size: int = Field(32, ge=1, description="texts a step, over all processes and accumulated parts")
     accumulation: int = Field(1, ge=1, description="parts that the batch of a process is run in")

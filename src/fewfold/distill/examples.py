@@ -15,6 +15,10 @@ TEXT_COLUMNS = (
     ("question", "sentence"), ("first", "second"), ("text",), ("sentence",),
 )  # fmt: skip
 LABEL_COLUMNS = ("label", "labels", "score")
+TARGET_COLUMNS = (
+    ("source", "target"), ("src", "tgt"), ("text", "target"), ("text", "summary"), ("document", "summary"),
+    ("article", "highlights"), ("input", "output"), ("question", "answer"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Examples:
     :param texts: one an example.
     :param pairs: the second text of every example, or None.
     :param labels: class numbers or scores, or None.
+    :param targets: what an encoder–decoder writes for each text, or None.
     :param excluded: how many examples were left out because they hold an evaluation sentence.
     """
 
@@ -31,9 +36,15 @@ class Examples:
     pairs: list[str] | None = None
     labels: list[float] | None = None
     excluded: int = 0
+    targets: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def columns(self) -> list[list[str]]:
+        """Texts, and the second texts and targets that there are."""
+        return [column for column in (self.texts, self.pairs, self.targets) if column is not None]
 
     def take(self, places: Sequence[int], excluded: int = 0) -> Examples:
         """Some of the examples."""
@@ -42,13 +53,15 @@ class Examples:
             None if self.pairs is None else [self.pairs[place] for place in places],
             None if self.labels is None else [self.labels[place] for place in places],
             excluded,
+            None if self.targets is None else [self.targets[place] for place in places],
         )
 
 
-def read_examples(data: Any, needs_labels: bool, exclude: Iterable[str] = ()) -> Examples:
+def read_examples(data: Any, needs_labels: bool, exclude: Iterable[str] = (), writes: bool = False) -> Examples:
     """Examples from a list of texts, of dictionaries, of named tuples, or a datasets.Dataset.
 
-    :param needs_labels: whether a loss asks for labels.
+    :param needs_labels: whether a loss asks for labels; columns of labels are left alone otherwise.
+    :param writes: whether the models are encoder–decoders, whose rows may have targets; targets serve as labels.
     :param exclude: evaluation sentences; examples that are one, or hold one, are left out.
     :raises DistillError: if there is nothing to learn on, or columns are missing.
     """
@@ -66,29 +79,52 @@ def read_examples(data: Any, needs_labels: bool, exclude: Iterable[str] = ()) ->
     if all(isinstance(row, str) for row in rows):
         examples = Examples([row for row in rows if row.strip()])
     elif all(isinstance(row, Mapping) for row in rows):
-        examples = _columns(rows)
+        examples = (_pairs(rows) if writes else None) or _columns(rows, needs_labels)
     else:
         kinds = sorted({type(row).__name__ for row in rows})
         raise DistillError(f"data holds {', '.join(kinds)}; pass texts, or rows as dictionaries")
     if not len(examples):
         raise DistillError("every text of the data is blank")
-    if needs_labels and examples.labels is None:
-        raise DistillError(f"a loss asks for labels, and the data has no column {' or '.join(LABEL_COLUMNS)}")
+    if needs_labels and examples.labels is None and examples.targets is None:
+        targets = f" and no columns {_named(TARGET_COLUMNS)}" if writes else ""
+        raise DistillError(f"a loss asks for labels, and the data has no column {' or '.join(LABEL_COLUMNS)}{targets}")
     return _without(examples, exclude)
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> Examples:
+def _pairs(rows: Sequence[Mapping[str, Any]]) -> Examples | None:
+    """Texts with targets, if there are such columns."""
+    columns = next((known for known in TARGET_COLUMNS if set(known) <= set(rows[0])), None)
+    if columns is None:
+        return None
+    _complete(rows, columns)
+    text, target = columns
+    blank = next((place for place, row in enumerate(rows) if not str(row[target]).strip()), None)
+    if blank is not None:
+        raise DistillError(f"row {blank} of the data has a blank {target!r}: leave it out")
+    return Examples([str(row[text]) for row in rows], targets=[str(row[target]) for row in rows])
+
+
+def _named(columns: Iterable[tuple[str, ...]]) -> str:
+    return ", ".join("+".join(names) for names in columns)
+
+
+def _complete(rows: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> None:
+    for number, row in enumerate(rows):
+        missing = [name for name in columns if row.get(name) is None]
+        if missing:
+            raise DistillError(f"row {number} of the data has no {missing[0]!r}")
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], labelled: bool) -> Examples:
     names = set(rows[0])
     columns = next((known for known in TEXT_COLUMNS if set(known) <= names), None)
     if columns is None:
-        known = ", ".join("+".join(column) for column in TEXT_COLUMNS)
-        raise DistillError(f"data has the columns {', '.join(sorted(names))}; name the text's one of {known}")
-    label = next((name for name in LABEL_COLUMNS if name in names), None)
-    wanted = [*columns, *([label] if label else [])]
-    for number, row in enumerate(rows):
-        missing = [name for name in wanted if row.get(name) is None]
-        if missing:
-            raise DistillError(f"row {number} of the data has no {missing[0]!r}")
+        raise DistillError(
+            f"data has the columns {', '.join(sorted(names))}; name the text's one of {_named(TEXT_COLUMNS)}, or, for "
+            f"an encoder–decoder, {_named(TARGET_COLUMNS)}"
+        )
+    label = next((name for name in LABEL_COLUMNS if name in names), None) if labelled else None
+    _complete(rows, [*columns, *([label] if label else [])])
     return Examples(
         [str(row[columns[0]]) for row in rows],
         [str(row[columns[1]]) for row in rows] if len(columns) == 2 else None,
@@ -108,7 +144,7 @@ def _without(examples: Examples, exclude: Iterable[str]) -> Examples:
         return examples
     kept = [
         place
-        for place, texts in enumerate(zip(examples.texts, examples.pairs or examples.texts, strict=True))
+        for place, texts in enumerate(zip(*examples.columns, strict=True))
         if not any(_holds(text, forbidden) for text in texts)
     ]
     if not kept:

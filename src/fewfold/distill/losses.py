@@ -71,13 +71,20 @@ def logits_kl(
     return divergence.mean() if mask is None else masked_mean(divergence, mask, reduction)
 
 
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+def soft_cross_entropy(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    reduction: Reduction = "tokens",
+) -> Tensor:
     """``−mean softmax(teacher / T) · log softmax(student / T)`` over texts and classes, no factor of T².
 
-    The prediction loss of the published recipe. Both ``(batch, classes)``.
+    The prediction loss of the published recipe. Shapes as of :func:`logits_kl`.
     """
     log_student = F.log_softmax(student.float() / temperature, -1)
-    return -(F.softmax(teacher.float() / temperature, -1) * log_student).mean()
+    entropy = -(F.softmax(teacher.float() / temperature, -1) * log_student).mean(-1)
+    return entropy.mean() if mask is None else masked_mean(entropy, mask, reduction)
 
 
 def attention_scores_mse(
@@ -127,3 +134,14 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.shape[-1] == 1:
         return F.mse_loss(logits.float().squeeze(-1), labels.float())
     return F.cross_entropy(logits.float(), labels.long())
+
+
+def target_loss(logits: Tensor, targets: Tensor, mask: Tensor, reduction: Reduction = "tokens") -> Tensor:
+    """Cross-entropy with the tokens of a target text.
+
+    :param logits: ``(batch, length, vocab)``.
+    :param targets: the token that each place foretells, ``(batch, length)``.
+    :param mask: ``(batch, length)``.
+    """
+    entropy = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+    return masked_mean(entropy, mask, reduction)

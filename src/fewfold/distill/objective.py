@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewfold.distill import losses
-from fewfold.distill.config import AttentionTerm, DistillConfig, HiddenTerm, Layers
+from fewfold.distill.config import AttentionTerm, DistillConfig, HiddenTerm
 from fewfold.distill.outputs import Needs, Outputs
+from fewfold.distill.stacks import Pairs, Stack, chosen, stacks_of, width_of
 from fewfold.errors import DistillError
 
 Counts = dict[str, float]
@@ -28,14 +30,16 @@ class Objective(nn.Module):
     def __init__(self, config: DistillConfig, student: Any, teacher: Any) -> None:
         super().__init__()
         self.config = config
-        self.depths = depth_of(student), depth_of(teacher)
-        self.causal = is_causal(student)
-        pairs = [layer_pairs(term.layers, *self.depths, first=0) for term in config.hidden]
-        heads = [layer_pairs(term.layers, *self.depths, first=1) for term in config.attention]
-        self.hidden: list[tuple[HiddenTerm, list[tuple[int, int]]]] = list(zip(config.hidden, pairs, strict=True))
-        self.attention: list[tuple[AttentionTerm, list[tuple[int, int]]]] = list(
-            zip(config.attention, heads, strict=True)
-        )
+        self.stacks = stacks_of(student, teacher)
+        self.main = self.stacks[-1]  # its states are what the head reads
+        self.hidden: list[tuple[HiddenTerm, Stack, Pairs]] = [
+            (term, stack, stack.pairs(term.layers, first=0))
+            for term in config.hidden for stack in chosen(self.stacks, term.stack)
+        ]  # fmt: skip
+        self.attention: list[tuple[AttentionTerm, Stack, Pairs]] = [
+            (term, stack, stack.pairs(term.layers, first=1))
+            for term in config.attention for stack in chosen(self.stacks, term.stack)
+        ]  # fmt: skip
         widths = width_of(student), width_of(teacher)
         self.projections = nn.ModuleDict()
         if widths[0] != widths[1] and (config.hidden or config.sentence):
@@ -44,24 +48,37 @@ class Objective(nn.Module):
                     f"the student's hidden size is {widths[0]} and the teacher's {widths[1]}: set projection=True to "
                     "learn a map between them, or learn from logits or attention alone"
                 )
-            names = {str(own) for term_pairs in pairs for own, _ in term_pairs}
-            names |= {str(self.depths[0])} if config.sentence else set()
-            self.projections.update({name: nn.Linear(*widths) for name in sorted(names, key=int)})
+            states = {(stack.name, own) for _, stack, pairs in self.hidden for own, _ in pairs}
+            states |= {(self.stacks[0].name, self.stacks[0].depths[0])} if config.sentence else set()
+            self.projections.update({_key(name, layer): nn.Linear(*widths) for name, layer in sorted(states)})
 
     def needs(self, side: int) -> Needs:
         """What the losses ask of the student (0) or the teacher (1)."""
-        layers = {pair[side] for _, pairs in self.hidden for pair in pairs}
-        last = self.config.sentence is not None or bool(layers)
-        attention = tuple(sorted({pair[side] for _, pairs in self.attention for pair in pairs}))
-        logits = self.config.logits is not None or (side == 0 and self.config.labels is not None)
-        return Needs(last, bool(layers - {self.depths[side]}), logits, attention)
+        config, parts = self.config, [self._needs(stack, side) for stack in self.stacks]
+        logits = config.logits is not None or (side == 0 and config.labels is not None)
+        cross = {pair[side] for term, _, pairs in self.attention if term.stack == "cross" for pair in pairs}
+        encoder = parts[0] if len(parts) > 1 else None
+        return replace(parts[-1], logits=logits, cross=tuple(sorted(cross)), encoder=encoder)
+
+    def _needs(self, stack: Stack, side: int) -> Needs:
+        layers = {pair[side] for _, own, pairs in self.hidden if own is stack for pair in pairs}
+        last = bool(layers) or (self.config.sentence is not None and stack is self.stacks[0])
+        terms = [(term, pairs) for term, own, pairs in self.attention if own is stack and term.stack != "cross"]
+        attention = tuple(sorted({pair[side] for _, pairs in terms for pair in pairs}))
+        return Needs(last, bool(layers - {stack.depths[side]}), attention=attention)
 
     def counts(self, batch: Mapping[str, Tensor]) -> Counts:
         """How much each kind of mean is taken over in this batch, for weighing parts of a batch against each other."""
-        mask = self._mask(batch)
-        lengths = mask.sum(1).double()
-        pairs = lengths * (lengths + 1) / 2 if self.causal else lengths * lengths
-        return {"tokens": float(lengths.sum()), "pairs": float(pairs.sum()), "examples": float(mask.shape[0])}
+        found = {"examples": float(len(batch["input_ids"]))}
+        sizes = []
+        for stack in self.stacks:
+            lengths = self._mask(batch, stack).sum(1).double()
+            pairs = lengths * (lengths + 1) / 2 if stack.causal else lengths * lengths
+            found |= {stack.kind("tokens"): float(lengths.sum()), stack.kind("pairs"): float(pairs.sum())}
+            sizes.append(lengths)
+        if len(sizes) == 2:
+            found["cross_pairs"] = float((sizes[0] * sizes[1]).sum())
+        return found
 
     def forward(
         self, student: Outputs, teacher: Outputs, batch: Mapping[str, Tensor], shares: Mapping[str, float]
@@ -71,7 +88,7 @@ class Objective(nn.Module):
         :param shares: by kind of mean, this part's share in the whole batch (times the number of parts that are
             averaged later); 1 where the part is the whole.
         """
-        config, mask = self.config, self._mask(batch)
+        config = self.config
         found: dict[str, Tensor] = {}
 
         def add(name: str, weight: float, kind: str, value: Tensor) -> None:
@@ -79,77 +96,91 @@ class Objective(nn.Module):
             value = value * (weight * shares.get(kind, 1.0))
             found[name] = found[name] + value if name in found else value
 
-        for term, pairs in self.hidden:
+        for term, stack, pairs in self.hidden:
             loss = losses.hidden_mse if term.kind == "mse" else losses.hidden_relative
-            label = f"hidden_{term.layers}" if isinstance(term.layers, str) else "hidden"
+            label = stack.called(f"hidden_{term.layers}" if isinstance(term.layers, str) else "hidden")
+            mask = self._mask(batch, stack)
             for own, other in pairs:
-                value = loss(self._own(student, own), _state(teacher, other, 1, self.depths), mask, config.reduction)
-                add(label, term.weight / len(pairs), "tokens", value)
-        for head_term, pairs in self.attention:
+                value = loss(self._own(student, stack, own), stack.state(teacher, other, 1), mask, config.reduction)
+                add(label, term.weight / len(pairs), stack.kind("tokens"), value)
+        for head_term, stack, pairs in self.attention:
+            label = "attention_cross" if head_term.stack == "cross" else stack.called("attention")
             for own, other in pairs:
-                value, kind = self._heads(head_term, student, teacher, own, other, batch)
-                add(f"attention_{head_term.kind}", head_term.weight / len(pairs), kind, value)
+                value, kind = self._heads(head_term, stack, student, teacher, own, other, batch)
+                add(f"{label}_{head_term.kind}", head_term.weight / len(pairs), kind, value)
         if config.sentence is not None:
-            vectors = losses.mean_pooled(self._own(student, self.depths[0]), mask)
-            wanted = teacher.sentence
+            first = self.stacks[0]
+            mask, wanted = self._mask(batch, first), teacher.sentence
+            vectors = losses.mean_pooled(self._own(student, first, first.depths[0]), mask)
             if wanted is None:
-                wanted = losses.mean_pooled(_state(teacher, self.depths[1], 1, self.depths), mask)
+                wanted = losses.mean_pooled(first.state(teacher, first.depths[1], 1), mask)
             add("sentence", config.sentence.weight, "examples", losses.sentence_cosine(vectors, wanted))
         if config.logits is not None:
-            value, kind = self._logits(_given(student.logits, "student"), _given(teacher.logits, "teacher"), mask)
+            value, kind = self._logits(_given(student.logits, "student"), _given(teacher.logits, "teacher"), batch)
             add("logits", config.logits.weight, kind, value)
         if config.labels is not None:
-            value = losses.label_loss(_given(student.logits, "student"), batch["labels"])
-            add("labels", config.labels.weight, "examples", value)
+            value, kind = self._labels(_given(student.logits, "student"), batch)
+            add("labels", config.labels.weight, kind, value)
         return found
 
-    def _mask(self, batch: Mapping[str, Tensor]) -> Tensor:
-        mask = batch["attention_mask"].bool()
+    def _mask(self, batch: Mapping[str, Tensor], stack: Stack) -> Tensor:
+        mask = stack.mask(batch)
         return torch.ones_like(mask) if self.config.count_padding else mask
 
-    def _own(self, student: Outputs, layer: int) -> Tensor:
-        state = _state(student, layer, 0, self.depths)
-        return self.projections[str(layer)](state) if str(layer) in self.projections else state
+    def _own(self, student: Outputs, stack: Stack, layer: int) -> Tensor:
+        state, key = stack.state(student, layer, 0), _key(stack.name, layer)
+        return self.projections[key](state) if key in self.projections else state
 
-    def _logits(self, student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Tensor, str]:
-        term = self.config.logits
+    def _logits(self, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, str]:
+        term, reduction = self.config.logits, self.config.reduction
         assert term is not None
         if student.shape != teacher.shape:
             raise DistillError(f"logits of student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ")
-        if term.kind == "soft_cross_entropy":
-            return losses.soft_cross_entropy(student, teacher, term.temperature), "examples"
+        loss = losses.logits_kl if term.kind == "kl" else losses.soft_cross_entropy
         if student.dim() == 2:
-            return losses.logits_kl(student, teacher, term.temperature), "examples"
-        return losses.logits_kl(student, teacher, term.temperature, mask, self.config.reduction), "tokens"
+            return loss(student, teacher, term.temperature), "examples"
+        mask = self._mask(batch, self.main)
+        return loss(student, teacher, term.temperature, mask, reduction), self.main.kind("tokens")
+
+    def _labels(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, str]:
+        """Classes or scores of texts, or the tokens of targets."""
+        if "targets" not in batch:
+            return losses.label_loss(logits, batch["labels"]), "examples"
+        value = losses.target_loss(logits, batch["targets"], self.main.mask(batch), self.config.reduction)
+        return value, self.main.kind("tokens")
 
     def _heads(
-        self, term: AttentionTerm, student: Outputs, teacher: Outputs, own: int, other: int, batch: Mapping[str, Tensor]
+        self,
+        term: AttentionTerm,
+        stack: Stack,
+        student: Outputs,
+        teacher: Outputs,
+        own: int,
+        other: int,
+        batch: Mapping[str, Tensor],
     ) -> tuple[Tensor, str]:
-        ours, theirs = student.attention[own], teacher.attention[other]
-        keys = batch["attention_mask"].bool()
-        allowed = keys[:, None, None, :] & keys[:, None, :, None]
-        if self.causal:
-            allowed = allowed & torch.ones(keys.shape[1], keys.shape[1], device=keys.device).tril().bool()
+        crosses, reduction = term.stack == "cross", self.config.reduction
+        name = "cross" if crosses else "attention"
+        ours, theirs = getattr(stack.of(student), name)[own], getattr(stack.of(teacher), name)[other]
+        keys = batch["attention_mask"].bool() if crosses else stack.mask(batch)
+        allowed = keys[:, None, None, :] & stack.mask(batch)[:, None, :, None] if crosses else stack.allowed(batch)
         if term.kind == "values":
             values = ours.value_relations(), theirs.value_relations()
-            return losses.attention_kl(*values, allowed, self.config.reduction), "tokens"
+            return losses.attention_kl(*values, allowed, reduction), stack.kind("tokens")
         scores = ours.scores(), theirs.scores()
         if scores[0].shape != scores[1].shape:
             raise DistillError(f"student and teacher have {scores[0].shape[1]} and {scores[1].shape[1]} heads")
         if term.kind == "probabilities":
-            return losses.attention_kl(*scores, allowed, self.config.reduction), "tokens"
+            return losses.attention_kl(*scores, allowed, reduction), stack.kind("tokens")
         if self.config.count_padding:  # padded queries see real keys in the published code
-            allowed = (allowed | keys[:, None, None, :]) if not self.causal else allowed
-        value = losses.attention_scores_mse(*scores, allowed, self.config.reduction, self.config.count_padding)
-        return value, "pairs"
+            allowed = (allowed | keys[:, None, None, :]) if crosses or not stack.causal else allowed
+        value = losses.attention_scores_mse(*scores, allowed, reduction, self.config.count_padding)
+        return value, "cross_pairs" if crosses else stack.kind("pairs")
 
 
-def _state(outputs: Outputs, layer: int, side: int, depths: tuple[int, int]) -> Tensor:
-    if layer == depths[side] and outputs.last is not None:
-        return outputs.last
-    if not outputs.hidden:
-        raise DistillError(f"hidden states of layer {layer} are not kept in the cache of the teacher's outputs")
-    return outputs.hidden[layer]
+def _key(stack: str, layer: int) -> str:
+    """A projection's name."""
+    return f"{stack}_{layer}" if stack else str(layer)
 
 
 def _given(logits: Tensor | None, who: str) -> Tensor:
@@ -158,40 +189,3 @@ def _given(logits: Tensor | None, who: str) -> Tensor:
             f"the {who} has no logits: load both models with their heads, or leave logits and labels out"
         )
     return logits
-
-
-def layer_pairs(layers: Layers, student: int, teacher: int, first: int) -> list[tuple[int, int]]:
-    """Which student layer learns from which teacher layer; where depths differ, at the same relative depth.
-
-    :param student: the student's number of layers.
-    :param teacher: the teacher's.
-    :param first: 0 where the embeddings' output counts, else 1.
-    :raises DistillError: if a layer does not exist.
-    """
-    if layers == "last":
-        return [(student, teacher)]
-    own = range(first, student + 1) if layers == "all" else layers
-    pairs = [item if isinstance(item, tuple) else (item, round(item * teacher / student)) for item in own]
-    for mine, other in pairs:  # type: ignore[misc]
-        if not first <= mine <= student or not first <= other <= teacher:
-            raise DistillError(
-                f"layers {mine} ← {other}: student and teacher have layers {first}…{student}, …{teacher}"
-            )
-    return pairs  # type: ignore[return-value]
-
-
-def depth_of(model: Any) -> int:
-    """A transformer's number of layers."""
-    return int(model.config.get_text_config().num_hidden_layers)
-
-
-def width_of(model: Any) -> int:
-    """A transformer's hidden size."""
-    return int(model.config.get_text_config().hidden_size)
-
-
-def is_causal(model: Any) -> bool:
-    """Whether tokens see only those before them."""
-    from fewfold.compress import is_causal as continues_text
-
-    return continues_text(model)

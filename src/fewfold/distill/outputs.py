@@ -21,12 +21,17 @@ class Needs:
     :param hidden: all hidden states.
     :param logits: the head's output.
     :param attention: numbers of attention layers, the first is 1.
+    :param cross: layers whose attention to an encoder is kept.
+    :param encoder: what to keep of an encoder–decoder's encoder, whose decoder the other fields are about; None for
+        models of one stack.
     """
 
     last: bool = False
     hidden: bool = False
     logits: bool = False
     attention: tuple[int, ...] = ()
+    cross: tuple[int, ...] = ()
+    encoder: Needs | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Outputs:
     :param logits: ``(batch, classes)`` or ``(batch, length, vocab)``.
     :param attention: by layer number.
     :param sentence: mean-pooled last hidden states ``(batch, width)``, where they were kept instead of ``last``.
+    :param cross: attention to the encoder, by layer number of the decoder.
+    :param encoder: what an encoder–decoder's encoder gave; the other fields are then about the decoder.
     """
 
     last: Tensor | None = None
@@ -45,10 +52,16 @@ class Outputs:
     logits: Tensor | None = None
     attention: Mapping[int, Heads] = field(default_factory=dict)
     sentence: Tensor | None = None
+    cross: Mapping[int, Heads] = field(default_factory=dict)
+    encoder: Outputs | None = None
 
 
 def run(model: Any, batch: Mapping[str, Tensor], needs: Needs) -> Outputs:
     """Run ``model`` on a batch of token ids."""
+    if needs.encoder is not None:
+        from fewfold.distill.seq2seq import run_both
+
+        return run_both(model, batch, needs)
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     headed = model.base_model is not model
     states = needs.hidden or (needs.last and headed)

@@ -46,12 +46,12 @@ class Pupil(nn.Module):
             self.student.eval()
         return self
 
-    def exact_state(self) -> dict[str, Tensor]:
-        """Every tensor by name, stored leaves as the floats that they train as: copies on the CPU."""
-        persistent = self.state_dict().keys()
-        named: list[tuple[str, Tensor]] = [*self.named_parameters(remove_duplicate=False)]
-        named += [(name, buffer) for name, buffer in self.named_buffers(remove_duplicate=False) if name in persistent]
-        return {name: tensor.detach().cpu().clone() for name, tensor in named}
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The blocks that accelerate shards apart; transformers' name for them."""
+        named = self.student._no_split_modules or ()
+        there = {type(module).__name__ for module in self.student.modules()}
+        return sorted(there & set(named))
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewfold.distill.checks import check_models
+from fewfold.distill.checks import check_models, vocabularies_of
 from fewfold.distill.config import DistillConfig
 from fewfold.distill.examples import read_examples
 from fewfold.distill.presets import phases_of
+from fewfold.distill.stacks import is_seq2seq
 from fewfold.errors import DistillError
 
 
@@ -71,7 +72,7 @@ def prepare(
     if isinstance(data, Iterator):
         raise DistillError("recovery reads its texts after compression has: pass a list, not an iterator")
     teacher = copy.deepcopy(model)
-    check_models(teacher, model, tokenizer)
+    check_models(teacher, model, vocabularies_of(tokenizer) if is_seq2seq(model) else tokenizer)
     exclude = list(recovery.exclude)
-    read_examples(data, any(phase.labels for phase in phases), exclude)
+    read_examples(data, any(phase.labels for phase in phases), exclude, is_seq2seq(model))
     return Distillation(teacher, phases, tokenizer, Recovery(data, exclude, recovery.folder, recovery.name))

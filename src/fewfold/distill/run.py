@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ import numpy as np
 
 from fewfold.calibration.inputs import cut_to_pieces
 from fewfold.distill.checkpoints import last_checkpoint, run_key
-from fewfold.distill.checks import check_data, check_labels, check_models
+from fewfold.distill.checks import check_data, check_labels, check_models, decoder_start, vocabularies_of
 from fewfold.distill.clock import Clock
 from fewfold.distill.config import DistillConfig
 from fewfold.distill.examples import Examples, read_examples
@@ -22,6 +23,8 @@ from fewfold.distill.objective import Objective
 from fewfold.distill.outcome import Outcome
 from fewfold.distill.presets import limited, phases_of
 from fewfold.distill.records import note_recovery
+from fewfold.distill.sharded import exact_state, is_sharded, load_exact
+from fewfold.distill.stacks import is_seq2seq
 from fewfold.distill.teachers import LiveTeacher, Teacher, cached_teacher
 from fewfold.distill.tokens import TokenisedTexts, tokenise
 from fewfold.measure.environment import environment
@@ -56,14 +59,17 @@ def distil(
     phases = phases_of(config)
     if minutes is not None or steps is not None:
         phases = limited(phases, minutes, steps)
+    writes = is_seq2seq(student)
+    if writes:
+        tokenizer = vocabularies_of(tokenizer)
     check_models(teacher, student, tokenizer, student_tokenizer)
-    examples = read_examples(data, any(phase.labels for phase in phases), exclude)
+    examples = read_examples(data, any(phase.labels for phase in phases), exclude, writes)
     check_labels(examples.labels, student)
     unpack(student)
     outcome = Outcome(student, environment=environment())
     read: dict[tuple, TokenisedTexts] = {}
     for number, phase in enumerate(phases, 1):
-        key = phase.pieces, phase.max_length, phase.seed
+        key = phase.pieces, phase.max_length, phase.noise, phase.seed
         if key not in read:
             read[key] = _tokens(examples, tokenizer, student, phase)
         folder = None if checkpoints is None else checkpoints / f"phase-{number}"
@@ -81,9 +87,11 @@ def distil(
 
 def _tokens(examples: Examples, tokenizer: Any, student: Any, config: DistillConfig) -> TokenisedTexts:
     """All texts tokenised, cut into pieces first where that is asked for and they stand alone."""
-    if config.pieces and examples.pairs is None and examples.labels is None:
+    if config.pieces and len(examples.columns) == 1 and examples.labels is None:
         examples = Examples(cut_to_pieces(examples.texts, config.seed))
-    return tokenise(examples, tokenizer, clipped_length(student.config, config.max_length))
+    start = decoder_start(student) if is_seq2seq(student) else None
+    length = clipped_length(student.config, config.max_length)
+    return tokenise(examples, tokenizer, length, start, config.noise, config.seed)
 
 
 def _phase(
@@ -107,7 +115,8 @@ def _phase(
     objective.to(next(student.parameters()).device)
     live: Teacher = LiveTeacher(teacher, objective.needs(1))
     with training(teacher, student, config), _folder(checkpoints) as folder:
-        pupil = Pupil(student, objective, live)
+        # what is sharded is no plain model any more: a copy is, and its numbers come back
+        pupil = Pupil(copy.deepcopy(student) if is_sharded() else student, objective, live)
         trainer = DistillTrainer(pupil, learned, config, clock, folder)
         if cache is not None:
             sentences_only = not config.hidden and config.sentence is not None
@@ -118,12 +127,20 @@ def _phase(
         found = last_checkpoint(folder, key) if resume else None
         if found is not None:
             watch.restore(found[1], found[0])
-            if clock.is_over(watch.history.steps):
+            if watch.has_stalled or clock.is_over(watch.history.steps):
                 trainer._load_from_checkpoint(str(found[0]))
-                return watch.history
+                watch.finish(watch.history.steps)
+                return _given_back(pupil, student, watch.history)
         trainer.add_callback(watch)
         trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
-    return watch.history
+        return _given_back(pupil, student, watch.history)
+
+
+def _given_back(pupil: Any, student: Any, history: History) -> History:
+    """The trained numbers are the student's."""
+    if pupil.student is not student:
+        load_exact(student, exact_state(pupil.student))
+    return history
 
 
 def planned_steps(config: DistillConfig, texts: int) -> int | None:

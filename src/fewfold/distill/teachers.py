@@ -76,6 +76,8 @@ def cached_teacher(
     :param sentences_only: sentence vectors are enough, whole hidden states are not asked for.
     :raises DistillError: if a loss asks for what is not kept.
     """
+    if needs.encoder is not None:
+        raise DistillError("cache_teacher keeps outputs of models with one stack: leave it out for encoder–decoders")
     if needs.hidden or needs.attention:
         raise DistillError(
             "cache_teacher keeps last hidden states, sentence vectors and logits of classes; leave the losses on "

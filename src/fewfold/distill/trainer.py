@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from fewfold.distill.batches import GroupedBatches
 from fewfold.distill.bert_adam import BertAdam
@@ -21,12 +23,22 @@ from fewfold.distill.checks import check_parts
 from fewfold.distill.clock import Clock, rate_factor
 from fewfold.distill.config import DistillConfig
 from fewfold.distill.pupil import Pupil, finite
+from fewfold.distill.sharded import (
+    exact_state,
+    is_sharded,
+    load_exact,
+    load_optimizer,
+    optimizer_state,
+    whole,
+)
 from fewfold.distill.teachers import Teacher
 from fewfold.distill.tokens import TokenisedTexts
 from fewfold.errors import DistillError
 from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.measure.inputs import clipped_length
 
+MASKS = ("attention_mask", "decoder_attention_mask")
+WEIGHTS = "model.safetensors"
 ENDLESS = 10**9  # steps of a run that the clock ends
 
 
@@ -50,11 +62,22 @@ class DistillTrainer(Trainer):
         check_parts(config.batch_size, config.accumulation, self.args.world_size)
         self.remove_callback(PrinterCallback)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """As ever; accelerate would not shard on CPUs, though all that it needs is there."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if is_sharded() and state.distributed_type == DistributedType.MULTI_CPU:
+            state.distributed_type = DistributedType.FSDP
+            state.fsdp_plugin = FullyShardedDataParallelPlugin()
+            self.is_fsdp_enabled = True
+        if self.is_fsdp_enabled:  # every process has read the student
+            state.fsdp_plugin.cpu_ram_efficient_loading = False
+
     def get_train_dataloader(self) -> DataLoader:
         """Batches grouped by length, this process's parts of them."""
         config, args = self.config, self.args
         batches = GroupedBatches(
-            self.tokens.lengths, config.batch_size, args.max_steps, config.seed, config.accumulation,
+            self.tokens.sizes, config.batch_size, args.max_steps, config.seed, config.accumulation,
             args.process_index, args.world_size,
         )  # fmt: skip
         return DataLoader(self.tokens, batch_sampler=batches, collate_fn=self.tokens.collator(self.padded_length))
@@ -63,9 +86,9 @@ class DistillTrainer(Trainer):
         """The parts of one step; counts them, over all processes, and looks at the clock."""
         parts, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = [self.criterion.counts(part) for part in parts]
-        names = ("tokens", "pairs", "examples")
+        names = sorted(counts[0])
         sums = [sum(count[name] for count in counts) for name in names]
-        real = sum(int(part["attention_mask"].sum()) for part in parts)
+        real = sum(int(part[name].sum()) for part in parts for name in MASKS if name in part)
         sums = self.summed([*sums, real, self.clock.now() if self.args.process_index == 0 else 0.0])
         self.totals = dict(zip((*names, "real"), sums, strict=False))
         self.clock.see(sums[-1])
@@ -128,16 +151,42 @@ class DistillTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the pupil's exact floats: a checkpoint loses nothing, whatever dtype the student is kept in."""
+        state = exact_state(self.model)  # gathered where it is sharded, so in all processes
         if self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(self.model.exact_state(), folder / "model.safetensors")
+            save_file(state, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Read what :meth:`save_model` wrote."""
+        load_exact(self.model, load_file(Path(resume_from_checkpoint) / WEIGHTS))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Whole tensors, as one process writes them: accelerate's form misses parameters without a gradient."""
+        if not self.is_fsdp_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        state = optimizer_state(self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        files = [Path(checkpoint) / name for name in (OPTIMIZER_NAME, SCHEDULER_NAME)]
+        optimizer, schedule = (torch.load(file, map_location="cpu", weights_only=True) for file in files)
+        load_optimizer(self.optimizer, optimizer)
+        self.lr_scheduler.load_state_dict(schedule)
 
     @torch.no_grad()
     def held_out_losses(self, tokens: TokenisedTexts, teacher: Teacher, batch_size: int = 64) -> dict[str, float]:
         """The weighted losses over texts that are not trained on, as if they were one batch."""
         self.model.eval()
-        order = sorted(range(len(tokens)), key=lambda place: int(tokens.lengths[place]))
+        order = sorted(range(len(tokens)), key=lambda place: int(tokens.sizes[place]))
         collate = tokens.collator(self.padded_length)
         batches = [collate(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
         counts = [self.criterion.counts(batch) for batch in batches]
@@ -195,7 +244,7 @@ def clipper(config: DistillConfig, parameters: list[nn.Parameter]) -> Clip:
         if config.clip_by == "tensor" and config.clip:
             with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
             norms = [nn.utils.clip_grad_norm_([parameter], config.clip) for parameter in with_gradient]
-            return float(torch.stack(norms).norm()) if norms else 0.0
-        return float(nn.utils.clip_grad_norm_(parameters, config.clip or float("inf")))
+            return float(torch.stack([whole(norm) for norm in norms]).norm()) if norms else 0.0
+        return float(whole(nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"))))
 
     return clip

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from fewfold.distill.checkpoints import write_state
 from fewfold.distill.history import History
+from fewfold.distill.sharded import exact_state, load_exact
 from fewfold.distill.teachers import Teacher
 from fewfold.distill.tokens import TokenisedTexts
 from fewfold.distill.trainer import DistillTrainer, clipper
@@ -48,7 +49,6 @@ class Watch(TrainerCallback):
         self.pause = 0.0  # seconds of measurements and checkpoints
         self.stack = ExitStack()
         self.advance: Callable[[float, str], None] = lambda done, count: None
-        self.clip = clipper(self.config, [p for p in trainer.model.parameters() if p.requires_grad])
 
     def restore(self, state: dict[str, Any], folder: Path) -> None:
         """Go on where a checkpoint was written."""
@@ -59,6 +59,7 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure once before the first step, and start the clock."""
+        self.clip = clipper(self.config, [p for p in self.trainer.model.parameters() if p.requires_grad])
         if not self.history.held_out:
             self._measure(0)
         self.pause = 0.0
@@ -90,7 +91,7 @@ class Watch(TrainerCallback):
         if timely and not over:
             self.measured = clock.seen
             self._measure(step)
-        if config.patience is not None and self.stall >= config.patience:
+        if self.has_stalled:
             self.history.stopped, over = "no gain", True
         elif over:
             self.history.stopped = "steps" if clock.steps is not None and step >= clock.steps else "time"
@@ -114,12 +115,21 @@ class Watch(TrainerCallback):
         self._reserve(save=seconds)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure once more; the best state comes back if the run stopped for want of a gain."""
+        """Bring the run to its end."""
         self.stack.close()
-        if not self.history.held_out or self.history.held_out[-1]["step"] != state.global_step:
-            self._measure(state.global_step)
+        self.finish(state.global_step)
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether so many measurements brought no gain that the run ends."""
+        return self.config.patience is not None and self.stall >= self.config.patience
+
+    def finish(self, step: int) -> None:
+        """Measure once more; where a state before the last was better, it comes back."""
+        if not self.history.held_out or self.history.held_out[-1]["step"] != step:
+            self._measure(step)
         if self.best and self.stall:
-            self.trainer.model.load_state_dict(self.best, strict=False)
+            load_exact(self.trainer.model, self.best)
             best = min(self.history.held_out, key=lambda point: point["loss"])
             self.history.held_out.append({**best, "restored": True})
         self.history.seconds = self.clock.now()
@@ -151,7 +161,7 @@ class Watch(TrainerCallback):
         if point["loss"] < lowest:
             self.stall = 0
             if self.config.patience is not None:
-                self.best = self.trainer.model.exact_state()
+                self.best = exact_state(self.trainer.model)
         else:
             self.stall += 1
         seconds = time.perf_counter() - start
