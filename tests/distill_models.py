@@ -7,6 +7,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import fewfold
 from fewfold import DistillConfig, LowRank
+from fewfold.distill.watch import Watch
 
 WORDS = ["the", "a", "under", "over", "cat", "dog", "house", "tree", "sees", "likes", "runs", "small", "big", "old"]
 
@@ -51,3 +52,25 @@ def config(**values):
     """A short config: last hidden states, no validation."""
     base = {"hidden": [{"layers": "last"}], "batch_size": 8, "steps": 6, "validation": 0, "log_steps": 1}
     return DistillConfig(**{**base, "learning_rate": 1e-2, **values})
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does."""
+
+
+def kill_at(monkeypatch, step):
+    """Let a distillation be killed after a step; what comes back lets it live again."""
+    original = Watch.on_step_end
+
+    def dying(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            raise Killed
+        return original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(Watch, "on_step_end", dying)
+    return lambda: monkeypatch.setattr(Watch, "on_step_end", original)
+
+
+def parameters(model):
+    """All of them in one row, in float64."""
+    return torch.cat([parameter.detach().flatten().double() for parameter in model.parameters()])

@@ -5,33 +5,12 @@ import json
 
 import pytest
 import torch
-from distill_models import config, make_student
+from distill_models import Killed, config, kill_at, make_student, parameters
 
 import fewfold
 from fewfold import DistillError
 from fewfold.distill.checkpoints import STATE
 from fewfold.distill.run import distil
-from fewfold.distill.watch import Watch
-
-
-class Killed(BaseException):
-    """Ends a run as a kill does."""
-
-
-def kill_at(monkeypatch, step):
-    original = Watch.on_step_end
-
-    def dying(self, args, state, control, **kwargs):
-        if state.global_step == step:
-            raise Killed
-        return original(self, args, state, control, **kwargs)
-
-    monkeypatch.setattr(Watch, "on_step_end", dying)
-    return lambda: monkeypatch.setattr(Watch, "on_step_end", original)
-
-
-def parameters(model):
-    return torch.cat([parameter.detach().flatten().double() for parameter in model.parameters()])
 
 
 @pytest.mark.parametrize("stored", ["fp32", "int8"])

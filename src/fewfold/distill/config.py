@@ -80,6 +80,10 @@ class DistillConfig(_Strict):
     )
 
     max_length: int = Field(128, ge=2, description="tokens kept of a text")
+    masking: float | None = Field(
+        None, gt=0, lt=1, description="share of tokens hidden from both models, as masked language models are trained: "
+        "logits and labels count there alone, and labels are the tokens themselves",
+    )  # fmt: skip
     pieces: bool = Field(False, description="cut texts into pieces of 4 to 32 words, so that all lengths are learned")
     batch_size: int = Field(32, ge=1, description="texts a step, over all processes and accumulated parts")
     accumulation: int = Field(1, ge=1, description="parts that the batch of a process is run in")
@@ -116,6 +120,8 @@ class DistillConfig(_Strict):
     def _teaches(self) -> DistillConfig:
         if not (self.hidden or self.attention or self.logits or self.sentence or self.labels):
             raise ValueError("no loss: give at least one of hidden, logits, attention, sentence, labels")
+        if self.masking is not None and self.reduction == "examples":
+            raise ValueError("masking counts masked tokens alike: take reduction='tokens'")
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation={self.accumulation} does not divide batch_size={self.batch_size}")
         return self

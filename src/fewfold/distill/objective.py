@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fewfold.distill import losses
 from fewfold.distill.config import AttentionTerm, DistillConfig, HiddenTerm, Layers
+from fewfold.distill.masked import TARGETS
 from fewfold.distill.outputs import Needs, Outputs
 from fewfold.errors import DistillError
 
@@ -28,6 +29,7 @@ class Objective(nn.Module):
     def __init__(self, config: DistillConfig, student: Any, teacher: Any) -> None:
         super().__init__()
         self.config = config
+        self.sparse = False  # of masked batches: both models score the hidden tokens alone
         self.depths = depth_of(student), depth_of(teacher)
         self.causal = is_causal(student)
         pairs = [layer_pairs(term.layers, *self.depths, first=0) for term in config.hidden]
@@ -54,14 +56,17 @@ class Objective(nn.Module):
         last = self.config.sentence is not None or bool(layers)
         attention = tuple(sorted({pair[side] for _, pairs in self.attention for pair in pairs}))
         logits = self.config.logits is not None or (side == 0 and self.config.labels is not None)
-        return Needs(last, bool(layers - {self.depths[side]}), logits, attention)
+        return Needs(last, bool(layers - {self.depths[side]}), logits, attention, self.sparse)
 
     def counts(self, batch: Mapping[str, Tensor]) -> Counts:
         """How much each kind of mean is taken over in this batch, for weighing parts of a batch against each other."""
         mask = self._mask(batch)
         lengths = mask.sum(1).double()
         pairs = lengths * (lengths + 1) / 2 if self.causal else lengths * lengths
-        return {"tokens": float(lengths.sum()), "pairs": float(pairs.sum()), "examples": float(mask.shape[0])}
+        counts = {"tokens": float(lengths.sum()), "pairs": float(pairs.sum()), "examples": float(mask.shape[0])}
+        if TARGETS in batch:
+            counts["masked"] = float((batch[TARGETS] != losses.IGNORED).sum())
+        return counts
 
     def forward(
         self, student: Outputs, teacher: Outputs, batch: Mapping[str, Tensor], shares: Mapping[str, float]
@@ -96,11 +101,16 @@ class Objective(nn.Module):
                 wanted = losses.mean_pooled(_state(teacher, self.depths[1], 1, self.depths), mask)
             add("sentence", config.sentence.weight, "examples", losses.sentence_cosine(vectors, wanted))
         if config.logits is not None:
-            value, kind = self._logits(_given(student.logits, "student"), _given(teacher.logits, "teacher"), mask)
+            logits = _given(student.logits, "student"), _given(teacher.logits, "teacher")
+            value, kind = self._logits(*logits, mask, batch.get(TARGETS))
             add("logits", config.logits.weight, kind, value)
         if config.labels is not None:
-            value = losses.label_loss(_given(student.logits, "student"), batch["labels"])
-            add("labels", config.labels.weight, "examples", value)
+            logits_of_student, targets = _given(student.logits, "student"), batch.get(TARGETS)
+            if targets is not None:
+                value = losses.label_loss(self._hidden(logits_of_student, targets), targets[targets != losses.IGNORED])
+            else:
+                value = losses.label_loss(logits_of_student, batch["labels"])
+            add("labels", config.labels.weight, "examples" if targets is None else "masked", value)
         return found
 
     def _mask(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -111,16 +121,24 @@ class Objective(nn.Module):
         state = _state(student, layer, 0, self.depths)
         return self.projections[str(layer)](state) if str(layer) in self.projections else state
 
-    def _logits(self, student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Tensor, str]:
+    def _logits(self, student: Tensor, teacher: Tensor, mask: Tensor, targets: Tensor | None) -> tuple[Tensor, str]:
         term = self.config.logits
         assert term is not None
         if student.shape != teacher.shape:
             raise DistillError(f"logits of student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ")
+        if targets is not None:
+            student, teacher = self._hidden(student, targets), self._hidden(teacher, targets)
+            loss = losses.soft_cross_entropy if term.kind == "soft_cross_entropy" else losses.logits_kl
+            return loss(student, teacher, term.temperature), "masked"
         if term.kind == "soft_cross_entropy":
             return losses.soft_cross_entropy(student, teacher, term.temperature), "examples"
         if student.dim() == 2:
             return losses.logits_kl(student, teacher, term.temperature), "examples"
         return losses.logits_kl(student, teacher, term.temperature, mask, self.config.reduction), "tokens"
+
+    def _hidden(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Logits of the hidden tokens, ``(hidden, vocab)``."""
+        return logits.flatten(0, 1) if self.sparse else logits[targets != losses.IGNORED]
 
     def _heads(
         self, term: AttentionTerm, student: Outputs, teacher: Outputs, own: int, other: int, batch: Mapping[str, Tensor]

@@ -18,12 +18,14 @@ from fewfold.distill.clock import Clock
 from fewfold.distill.config import DistillConfig
 from fewfold.distill.examples import Examples, read_examples
 from fewfold.distill.history import History
+from fewfold.distill.masked import BatchMasking
 from fewfold.distill.objective import Objective
 from fewfold.distill.outcome import Outcome
 from fewfold.distill.presets import limited, phases_of
 from fewfold.distill.records import note_recovery
 from fewfold.distill.teachers import LiveTeacher, Teacher, cached_teacher
 from fewfold.distill.tokens import TokenisedTexts, tokenise
+from fewfold.errors import DistillError
 from fewfold.measure.environment import environment
 from fewfold.measure.inputs import clipped_length
 from fewfold.optional import require
@@ -57,8 +59,12 @@ def distil(
     if minutes is not None or steps is not None:
         phases = limited(phases, minutes, steps)
     check_models(teacher, student, tokenizer, student_tokenizer)
-    examples = read_examples(data, any(phase.labels for phase in phases), exclude)
-    check_labels(examples.labels, student)
+    maskings = [BatchMasking.of(phase, tokenizer) for phase in phases]
+    if cache_teacher is not None and any(maskings):
+        raise DistillError("cache_teacher keeps what the teacher says of whole texts: leave out the cache, or masking")
+    labelled = [phase for phase in phases if phase.masking is None]
+    examples = read_examples(data, any(phase.labels for phase in labelled), exclude)
+    check_labels(examples.labels if labelled else None, student)
     unpack(student)
     outcome = Outcome(student, environment=environment())
     read: dict[tuple, TokenisedTexts] = {}
@@ -67,7 +73,8 @@ def distil(
         if key not in read:
             read[key] = _tokens(examples, tokenizer, student, phase)
         folder = None if checkpoints is None else checkpoints / f"phase-{number}"
-        history = _phase(teacher, student, read[key], phase, started, folder, resume, cache_teacher)
+        masking = maskings[number - 1]
+        history = _phase(teacher, student, read[key], phase, started, folder, resume, cache_teacher, masking)
         outcome.histories.append(history)
         outcome.phases.append(phase)
         outcome.data = {
@@ -95,6 +102,7 @@ def _phase(
     checkpoints: Path | None,
     resume: bool,
     cache: Path | None,
+    masking: BatchMasking | None,
 ) -> History:
     from fewfold.distill.pupil import Pupil, training
     from fewfold.distill.trainer import DistillTrainer
@@ -105,10 +113,11 @@ def _phase(
     check_data(learned, config, clock.steps)
     objective = Objective(config, student, teacher)
     objective.to(next(student.parameters()).device)
+    objective.sparse = masking is not None and all(masking.sparse(model, learned) for model in (teacher, student))
     live: Teacher = LiveTeacher(teacher, objective.needs(1))
     with training(teacher, student, config), _folder(checkpoints) as folder:
         pupil = Pupil(student, objective, live)
-        trainer = DistillTrainer(pupil, learned, config, clock, folder)
+        trainer = DistillTrainer(pupil, learned, config, clock, folder, masking)
         if cache is not None:
             sentences_only = not config.hidden and config.sentence is not None
             with trainer.args.main_process_first():
