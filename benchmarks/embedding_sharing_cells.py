@@ -73,7 +73,7 @@ def five_gram(scale: float) -> float:
 
 def translation(wish: Wish, kind: str, steps: int, dropout: float) -> Cell:
     """English to German on Multi30k; `kind` as of `build_model`."""
-    saved, limit = wish.folder / "mt", 200 if wish.trial else None
+    saved, limit = wish.folder / "mt", 100 if wish.trial else None
     settings = TranslationTraining(
         steps=wish.steps(steps), batch_tokens=1000, warmup=max(1, round(wish.steps(steps) / 8)), seed=wish.seed,
         checkpoint_minutes=1.0,
@@ -107,7 +107,7 @@ def captioning(wish: Wish) -> Cell:
         steps=wish.steps(2500), learning_rate=5e-4, schedule="cosine", seed=wish.seed, checkpoint_steps=100
     )
     if not (saved / "training.json").is_file():
-        train_captions(saved, settings, limit=40 if wish.trial else None, recipe=recipe)
+        train_captions(saved, settings, limit=20 if wish.trial else None, recipe=recipe)
     record = json.loads((saved / "training.json").read_text())
     model, tokenizer = loaded(saved)
     limit = FEW if wish.trial else None

@@ -13,7 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from embedding_sharing_parts import Cell, Measure, Wish, loaded, matthews, mean, pearson, perplexity, sizes_of, units_of
+from embedding_sharing_parts import (
+    TRY,
+    Cell,
+    Measure,
+    Wish,
+    loaded,
+    matthews,
+    mean,
+    pearson,
+    perplexity,
+    sizes_of,
+    units_of,
+)
 from torch.nn.functional import cross_entropy
 from word_corpora import novels
 
@@ -34,6 +46,7 @@ from fewfold.tasks.evaluate import task_named
 from fewfold.tasks.glue import read_glue
 
 STEPS, LENGTH, JUDGED = 2000, 64, 512
+FEW = 40  # examples and held-out windows of a try of the program
 SHAPE = {
     "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512,
     "type_vocab_size": 1, "max_position_embeddings": 128,
@@ -60,7 +73,7 @@ def masked(wish: Wish) -> Cell:
         model, tokenizer = loaded(wish.folder / "mlm")
         heads = {task: tuned(wish, task) for task in TUNED}
     units = {task: units_of(task, judged(wish, task, *heads[task])) for task in TUNED}
-    limit = 300 if wish.trial else None
+    limit = FEW if wish.trial else None
     probed = probe(model, "sst2", tokenizer=tokenizer, limit=limit, eval_limit=limit, max_length=LENGTH)
     units["probe"] = units_of("sst2", probed.runs[0].judged.predictions)
     units["masked"] = masked_units(model, tokenizer, wish)
@@ -72,12 +85,17 @@ def masked(wish: Wish) -> Cell:
 
 def text_files(wish: Wish) -> tuple[Path, Path]:
     """The text to learn on and the text to judge on, a line each paragraph or sentence."""
+    folder = wish.folder.parent / ("text-of-a-try" if wish.trial else "text")
+    files = folder / "text.txt", folder / "held-out.txt"
+    if all(file.is_file() for file in files):
+        return files
     learned, judged_on, _ = novels()
     learned = [*learned, *(example.first for example in read_glue("sst2", "train").examples)]
-    wish.folder.mkdir(parents=True, exist_ok=True)
-    files = wish.folder / "text.txt", wish.folder / "held-out.txt"
+    files[0].parent.mkdir(parents=True, exist_ok=True)
     for file, lines in zip(files, (learned, judged_on), strict=True):
-        file.write_text("\n".join(lines[: 300 if wish.trial else None]), encoding="utf-8")
+        partial = file.with_suffix(".partial")
+        partial.write_text("\n".join(lines[: 100 if wish.trial else None]), encoding="utf-8")
+        partial.replace(file)
     return files
 
 
@@ -129,7 +147,7 @@ def tuned(wish: Wish, task: str) -> tuple[Any, Any]:
         model, tokenizer = loaded(wish.folder / "mlm")
         work, settings = task_named(task, tokenizer, LENGTH), TUNED[task]
         head = with_head(model, work.num_labels, seed=wish.seed)
-        rows, _ = work.training_rows(head, 300 if wish.trial else None)
+        rows, _ = work.training_rows(head, FEW if wish.trial else None)
         fine_tune(head, tokenizer, rows, settings, wish.seed)
         save(head, saved, tokenizer=tokenizer)
         (saved / "done").touch()
@@ -158,13 +176,15 @@ def in_bytes(wish: Wish, task: str | None = None) -> tuple[Any, Any]:
 
 def judged(wish: Wish, task: str, model: Any, tokenizer: Any) -> list[dict[str, Any]]:
     """What a fine-tuned model says of a task's development data."""
-    work = task_named(task, tokenizer, LENGTH, eval_limit=300 if wish.trial else None)
+    work = task_named(task, tokenizer, LENGTH, eval_limit=FEW if wish.trial else None)
     return work.judge(model, 64, 2).predictions
 
 
 def masked_units(model: Any, tokenizer: Any, wish: Wish) -> list[list[float]]:
     """Loss and masked tokens of each held-out window, the same tokens for every model."""
-    rows = windows(tokenizer, text_files(wish)[1].read_text(encoding="utf-8").splitlines(), LENGTH)[:JUDGED]
+    rows = windows(tokenizer, text_files(wish)[1].read_text(encoding="utf-8").splitlines(), LENGTH)[
+        : FEW if wish.trial else JUDGED
+    ]
     masking, units = Masking.of(tokenizer), []
     with evaluating(model), torch.inference_mode():
         for place in track(range(len(rows)), "judging"):
@@ -181,7 +201,7 @@ def bags_of_words(scale: float) -> dict[str, list[list[float]]]:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    limit, found = 300 if scale < 0.1 else None, {}
+    limit, found = FEW if scale < TRY else None, {}
     for task in TUNED:
         train, dev = (read_glue(task, split).examples[:limit] for split in ("train", "dev"))
         table = TfidfVectorizer(ngram_range=(1, 2) if task != "stsb" else (1, 1), sublinear_tf=True)
