@@ -45,7 +45,7 @@ from fewfold.tasks import FineTuning, fine_tune, probe, with_head
 from fewfold.tasks.evaluate import task_named
 from fewfold.tasks.glue import read_glue
 
-STEPS, LENGTH, JUDGED = 2000, 64, 512
+STEPS, LENGTH, JUDGED = 1800, 64, 512
 FEW = 40  # examples and held-out windows of a try of the program
 SHAPE = {
     "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512,
@@ -127,7 +127,9 @@ def distilled(wish: Wish, file: Path, saved: Path) -> None:
     teacher, tokenizer = loaded(wish.of("dense").folder / "mlm")
     plan = config_of(wish)
     rows = windows(tokenizer, file.read_text(encoding="utf-8").splitlines(), LENGTH)
-    texts = tokenizer.batch_decode(rows[:, 1:-1].tolist())  # start and end come back with tokenizing
+    texts = tokenizer.batch_decode(
+        rows[:, 1:-1].tolist(), clean_up_tokenization_spaces=False
+    )  # start and end come back with tokenizing
     training = plan.training
     config = DistillConfig(
         logits={"temperature": 2.0}, labels={"weight": 0.5}, masking=plan.mask_share, max_length=LENGTH, dropout=True,
