@@ -235,7 +235,9 @@ def masked_table(kept: dict[str, Cell], scale: float, seed: int) -> list[str]:
                 continue
             value, low, high = measure.interval(of_kind[name])
             text = f"{value:.4g} ({low:.4g}–{high:.4g})"
-            if kind not in ("floor", "dense"):
+            if (
+                kind not in ("floor", "dense") and measure.interval(units["dense"][name])[1] > 0
+            ):  # shares of 0 say nothing
                 share = measure.ratio(units["dense"][name], of_kind[name])
                 text += f", kept {share[0]:.3f} ({share[1]:.3f}–{share[2]:.3f})"
             row.append(text)
