@@ -37,7 +37,7 @@ FEW = 8  # examples that a try of the program is judged on
 
 def word_texts(scale: float) -> Corpus:
     """WikiText-2 in its 10,000 most frequent words."""
-    return read("wikitext-2", 10_000 if scale >= 0.1 else 1000, None if scale >= 0.1 else 300)
+    return read("wikitext-2", 10_000 if scale >= 0.1 else 2000, None if scale >= 0.1 else 300)
 
 
 def word_model(wish: Wish, cell: str, layers: int) -> Cell:
