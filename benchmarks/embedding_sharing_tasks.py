@@ -4,81 +4,75 @@ Same data, steps, sizes and seed in every column. The claim (Hu et al. 2024 and 
 twin's quality with next to no numbers in the hidden layers. Quality is the task's figure on its test data with a
 bootstrap interval over examples; the ratio's interval resamples the examples of both models together.
 
-    python benchmarks/embedding_sharing_tasks.py [--tasks lstm …] [--kinds dense …] [--seed 0] [--scale 1] [--threads 2]
+    python benchmarks/embedding_sharing_tasks.py [--only 'masked/*' lstm/veps …] [--list] [--seed 0] [--scale 1]
+    python benchmarks/embedding_sharing_tasks.py --choices    # what the publication leaves open
 
-About 12 to 20 minutes a cell on two cores at `--scale 1`, by which all step counts are multiplied. Without names the
-first four tasks and three kinds are measured; further names add to the table. A cell is written as soon as it is
-measured and not measured again; a training that was stopped goes on from its last checkpoint. Below `--scale 0.1`
-the data is cut too, and results go to `--results` (a try of the program).
+Without names the first four tasks and three kinds are measured, and VEPS with int8 and with distillation on the masked
+language model; further names add to the table. A cell is written as soon as it is measured and not measured again; one
+that was killed goes on from its last checkpoint. `--scale` multiplies all step counts. Below 0.1 the data is cut too,
+and results go to `--results` (a try of the program).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import time
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import common
-import numpy as np
 import torch
 from common import check, publish_checks
-from embedding_sharing_cells import FLOORS, TASKS, Cell
+from embedding_sharing_cells import TASKS
+from embedding_sharing_masked import MEASURES, bags_of_words
+from embedding_sharing_parts import LABELS, TRY, Cell, Wish
 
-from fewfold import EmbeddingSharing, SharedLayers
-from fewfold.calibration.cache import cache_folder
 from fewfold.measure.environment import environment
 
-CLAIM, RESAMPLES = 0.955, 2000
-SHORT = {name.split(",")[0].split()[0].lower(): name for name in TASKS}  # masked, lstm, translation, captioning, …
-STD = {"masked": 0.02}  # of fresh tables; else 1/√256, so that carved weights have variance 1/256
-KINDS = ("dense", "shared", "veps", "veps-own", "veps-int8")
-WITHOUT = {("gated-conv", "shared")}  # SharedLayers serves linear maps alone
-LABELS = {
-    "dense": "dense twin", "shared": "one block for all layers", "veps": "VEPS, shared by all layers",
-    "veps-own": "VEPS, each layer's own columns", "veps-int8": "VEPS, shared, int8",
-}  # fmt: skip
+CLAIM = 0.955
+ON_MASKED = ("veps-int8", "veps-distilled")  # kinds that only the masked language model has
+KEPT = ("dense", "veps")  # kinds of it whose models others start from
+MINUTES = {"veps-own": 1.1, "veps-int8": 0.1, "veps-distilled": 1.2}  # times those of VEPS
+ROWS = "embedding_sharing_tasks.rows.json"
 
 
-def recipe_of(kind: str, task: str) -> Any:
-    """The method of a column; None for the dense twin."""
-    if kind == "dense":
-        return None
-    if kind == "shared":
-        return SharedLayers(map="all", norms_and_biases="private", delta_rank=0)
-    return EmbeddingSharing(
-        share="none" if kind == "veps-own" else "all", init_std=STD.get(task, 256**-0.5),
-        stored_dtype="int8" if kind == "veps-int8" else "fp32",
-    )  # fmt: skip
+def cells(seed: int, scale: float) -> list[Wish]:
+    """Every cell that there is, the first table's first."""
+    found = [
+        Wish(task, kind, seed, scale)
+        for task in TASKS
+        for kind in LABELS
+        if not (kind in ON_MASKED and task != "masked")
+        and (task, kind) != ("gated-conv", "shared")  # SharedLayers serves linear maps alone
+    ]
+    return sorted(found, key=lambda wish: not is_first(wish))
 
 
-def interval(units: Any, task: str, seed: int = 0) -> tuple[float, float, float]:
-    """A task's figure and its bootstrap interval."""
-    units, figure = np.asarray(units), TASKS[task][2]
-    drawn = _resampled(units, seed, figure)
-    return float(figure(units.sum(0, keepdims=True))[0]), *np.percentile(drawn, [2.5, 97.5]).tolist()
+def is_first(wish: Wish) -> bool:
+    """Whether a cell stands in the first table."""
+    return wish.task in list(TASKS)[:4] and wish.kind != "veps-own"
 
 
-def ratio(dense: Any, small: Any, task: str, seed: int = 0) -> tuple[float, float, float]:
-    """What is kept of the dense twin's figure (of a perplexity: dense over small), with its paired interval."""
-    figure, more_is_better = TASKS[task][2:]
-    pairs = [np.asarray(units) for units in (dense, small)]
-    if pairs[0].shape != pairs[1].shape:
-        raise SystemExit(f"{task}: cells were judged on different examples; remove one of them and measure it again")
-    values = [float(figure(units.sum(0, keepdims=True))[0]) for units in pairs]
-    drawn = [_resampled(units, seed, figure) for units in pairs]
-    top, bottom = (1, 0) if more_is_better else (0, 1)
-    low, high = np.percentile(drawn[top] / np.maximum(drawn[bottom], 1e-9), [2.5, 97.5])
-    return values[top] / max(values[bottom], 1e-9), float(low), float(high)
+def minutes(wish: Wish) -> float:
+    """How long a cell may take."""
+    carved = TASKS[wish.task].carving if wish.kind.startswith("veps") else 1.0
+    return TASKS[wish.task].minutes * carved * MINUTES.get(wish.kind, 1.0) * wish.scale
 
 
-def _resampled(units: np.ndarray[Any, Any], seed: int, figure: Any) -> np.ndarray[Any, Any]:
-    """The figure of resamples; the same seed and number of examples draw the same examples."""
-    rng = np.random.default_rng(seed)
-    sums = [units[rng.integers(len(units), size=len(units))].sum(0) for _ in range(RESAMPLES)]
-    return np.asarray(figure(np.array(sums)))
+def chosen(given: Sequence[Wish], patterns: Sequence[str]) -> list[Wish]:
+    """The cells that patterns name.
+
+    :raises SystemExit: for a pattern that names none.
+    """
+    for pattern in patterns:
+        if not any(fnmatch(wish.name, pattern) for wish in given):
+            raise SystemExit(f"--only {pattern}: no such cell; there are {', '.join(wish.name for wish in given)}")
+    return [wish for wish in given if any(fnmatch(wish.name, pattern) for pattern in patterns)]
 
 
 def verdict(kept: tuple[float, float, float], dense_counts: bool) -> str:
@@ -93,94 +87,162 @@ def verdict(kept: tuple[float, float, float], dense_counts: bool) -> str:
 def main() -> None:
     """Measure what is missing, then draw the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--tasks", nargs="*", choices=list(SHORT), default=list(SHORT)[:4])
-    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS[:3])
+    parser.add_argument("--only", nargs="+", metavar="TASK/KIND", help="cells by name, also with * and ?")
+    parser.add_argument("--list", action="store_true", help="show all cells and which are measured, and stop")
+    parser.add_argument("--choices", action="store_true", help="measure what the publication leaves open instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, help="folder for results, in place of the repository's")
     wanted = parser.parse_args()
-    if wanted.scale < 0.1 and wanted.results is None:
+    if wanted.scale < TRY and wanted.results is None and not wanted.list:
         parser.error("--scale below 0.1 only tries the program: give --results FOLDER too")
     if wanted.results is not None:
         common.RESULTS = common.TABLES = wanted.results
     torch.set_num_threads(wanted.threads)
-    file = common.RESULTS / "embedding_sharing_tasks.rows.json"
-    kept: dict[str, Cell] = json.loads(file.read_text()) if file.exists() else {}
-    for short in wanted.tasks:
-        task = SHORT[short]
-        floor = f"{task} | floor | {wanted.scale:g}"
-        if task in FLOORS and floor not in kept:
-            kept[floor] = {"floor": FLOORS[task][1](wanted.scale)}
-        for kind in wanted.kinds:
-            key = f"{task} | {kind} | {wanted.scale:g} | {wanted.seed}"
-            if key in kept or (short, kind) in WITHOUT:
-                continue
-            folder = Path(cache_folder().parent) / "embedding-sharing" / key.replace(" | ", "-").replace(" ", "-")
-            start = time.perf_counter()
-            cell = TASKS[task][0](recipe_of(kind, short), wanted.seed, wanted.scale, folder)
-            minutes = (time.perf_counter() - start) / 60
-            kept[key] = {**cell, "minutes": minutes, "threads": wanted.threads, "environment": environment()}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(kept), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            print(f"{key}: {TASKS[task][1]} {interval(cell['units'], task)[0]:.4f}, {minutes:.1f} min", flush=True)
+    if wanted.choices:
+        from embedding_sharing_choices import measure
+
+        return measure(wanted.scale, wanted.threads, wanted.list)
+    known = cells(wanted.seed, wanted.scale)
+    kept = read_kept()
+    if wanted.list:
+        for wish in known:
+            state = "measured" if wish.key in kept else f"about {minutes(wish):.0f} min on two quiet cores"
+            print(f"{wish.name:28} {state}" + ("" if is_first(wish) else "  (further)"))
+        return
+    for wish in chosen(known, wanted.only) if wanted.only else [wish for wish in known if is_first(wish)]:
+        if wish.key not in kept:
+            measure_cell(wish, kept, wanted.threads)
     draw(kept, wanted.scale, wanted.seed)
 
 
+def read_kept() -> dict[str, Cell]:
+    """What is measured."""
+    file = common.RESULTS / ROWS
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def measure_cell(wish: Wish, kept: dict[str, Cell], threads: int) -> None:
+    """Measure a cell, and its task's floor; each is written at once."""
+    task = TASKS[wish.task]
+    floor = f"{wish.task} | floor | {wish.scale:g}"
+    if task.floor is not None and floor not in kept:
+        write(floor, {"floor": task.floor[1](wish.scale)}, kept)
+        if wish.task == "masked":
+            write("masked | bags of words | " + f"{wish.scale:g}", {"more": bags_of_words(wish.scale)}, kept)
+    goes_on, start = wish.folder.exists(), time.perf_counter()
+    print(f"{wish.name}: " + ("goes on" if goes_on else "begins") + f", about {minutes(wish):.0f} min", flush=True)
+    cell = task.run(wish)
+    spent = (time.perf_counter() - start) / 60
+    facts = {"minutes": spent, "went_on": goes_on, "threads": threads, "environment": environment()}
+    write(wish.key, {**cell, **facts}, kept)
+    if not (wish.task == "masked" and wish.kind in KEPT):
+        shutil.rmtree(wish.folder, ignore_errors=True)
+    value = task.measure.interval(cell["units"])[0]
+    print(f"{wish.name}: {task.measure.name} {value:.4f}, {spent:.1f} min", flush=True)
+
+
+def write(key: str, cell: Cell, kept: dict[str, Cell]) -> None:
+    """Add to the file of what is measured, which other starts of the program may have added to."""
+    kept.update({**read_kept(), key: cell})
+    file = common.RESULTS / ROWS
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(kept), encoding="utf-8")
+    os.replace(partial, file)
+
+
 def draw(kept: dict[str, Cell], scale: float, seed: int) -> None:
-    """The table and the claims of what is measured so far."""
+    """The tables and the claims of what is measured so far."""
     lines = [
         "| task | weights | unique parameters | in hidden layers | quality | 95 % interval | kept of dense | interval "
         "| training tokens/s | minutes | |",
         "|---" * 11 + "|",
     ]
     checks, floors, rows = [], [], []
-    for task, (_, name, _, more_is_better) in TASKS.items():
-        cells = {kind: kept.get(f"{task} | {kind} | {scale:g} | {seed}") for kind in KINDS}
-        dense = cells["dense"]
-        bar = kept.get(f"{task} | floor | {scale:g}", {}).get("floor")
+    for short, task in TASKS.items():
+        found = {kind: kept.get(Wish(short, kind, seed, scale).key) for kind in LABELS}
+        dense = found["dense"]
         counts = False
         if dense is not None:
-            value = interval(dense["units"], task)[0]
-            counts = bool(dense.get("above_floor", False) if bar is None else (value > bar) == more_is_better)
-            what = FLOORS[task][0] if task in FLOORS else "the same model shown shuffled images"
-            bar = dense.get("floor") if bar is None else bar
-            floors.append(
-                f"- {task}: dense twin {value:.4g}, {what} {bar:.4g} – " + ("cleared" if counts else "**not cleared**")
-            )
-        for kind, cell in cells.items():
+            counts, line = cleared(short, dense, kept.get(f"{short} | floor | {scale:g}", {}))
+            floors.append(line)
+        for kind, cell in found.items():
             if cell is None:
                 continue
-            value, low, high = interval(cell["units"], task)
+            value, low, high = task.measure.interval(cell["units"])
             row: list[str] = [
-                task, LABELS[kind], f"{cell['parameters']:,}", f"{cell['hidden']:,}", f"{name} {value:.4g}",
-                f"{low:.4g}–{high:.4g}",
+                task.title, LABELS[kind], f"{cell['parameters']:,}", f"{cell['hidden']:,}",
+                f"{task.measure.name} {value:.4g}", f"{low:.4g}–{high:.4g}",
             ]  # fmt: skip
+            pace = "–" if cell["tokens_a_second"] is None else f"{cell['tokens_a_second']:,.0f}"
+            spent = ("at least " if cell["went_on"] else "") + f"{cell['minutes']:.1f}"
             if kind == "dense" or dense is None:
-                row += ["", ""]
+                row += ["", "", pace, spent, ""]
             else:
-                share = ratio(dense["units"], cell["units"], task)
-                row += [f"{share[0]:.3f}", f"{share[1]:.3f}–{share[2]:.3f}"]
-            row += [f"{cell['tokens_a_second']:,.0f}", f"{cell['minutes']:.1f}"]
-            if kind == "dense" or dense is None:
-                row.append("")
-            else:
-                row.append(verdict(share, counts))
+                share = task.measure.ratio(dense["units"], cell["units"])
+                row += [f"{share[0]:.3f}", f"{share[1]:.3f}–{share[2]:.3f}", pace, spent, verdict(share, counts)]
                 if kind.startswith("veps") and counts:
-                    checks.append(check(f"{task}, {LABELS[kind]}: kept of dense", share[0], CLAIM, digits=3))
-            facts = {name: fact for name, fact in cell.items() if name != "units"}
-            rows.append({"task": task, "kind": kind, "cell": facts, "row": row})
+                    checks.append(check(f"{task.title}, {LABELS[kind]}: kept of dense", share[0], CLAIM, digits=3))
+            facts = {name: fact for name, fact in cell.items() if name not in ("units", "more")}
+            rows.append({"task": task.title, "kind": kind, "cell": facts, "row": row})
             lines.append(f"| {' | '.join(row)} |")
     lines += [
         "", f"Seed {seed}, steps × {scale:g}. Kept of dense: the figure over the dense twin's, of perplexities dense "
         "over it. 'reproduced': the interval's lower end is at least 0.955; 'at this scale': the figure is, the "
         "lower end is not; 'not reached': neither. Tokens/s are of training here.", "", "Floors:", "",
-        *floors, "",
+        *floors, "", *masked_table(kept, scale, seed),
     ]  # fmt: skip
     publish_checks(
         "embedding_sharing_tasks", "Hidden layers out of the embeddings, task by task", checks, {"rows": rows}, lines
     )
+
+
+def cleared(short: str, dense: Cell, floor: Cell) -> tuple[bool, str]:
+    """Whether a dense twin counts, and the line that says so."""
+    task = TASKS[short]
+    value = task.measure.interval(dense["units"])[0]
+    if task.floor is None:
+        bar, counts, what = dense["floor"], bool(dense["above_floor"]), "the same model shown shuffled images"
+    else:
+        bar, what = floor["floor"], task.floor[0]
+        counts = bool((value > bar) == task.measure.more_is_better)
+    said = "cleared" if counts else "**not cleared**"
+    gain = dense.get("also", {}).get("its interval")
+    more = f" (95 % interval of what the right image adds: {gain[0]:.3g} … {gain[1]:.3g})" if gain else ""
+    return counts, f"- {task.title}: dense twin {value:.4g}, {what} {bar:.4g} – {said}{more}"
+
+
+def masked_table(kept: dict[str, Cell], scale: float, seed: int) -> list[str]:
+    """The masked language model in all its figures, each with its interval and what is kept of dense."""
+    found: dict[str, Any] = {kind: kept.get(Wish("masked", kind, seed, scale).key) for kind in LABELS}
+    if found["dense"] is None:
+        return []
+    floor = kept.get(f"masked | bags of words | {scale:g}", {}).get("more", {})
+    units = {kind: {**cell["more"], "sst2": cell["units"]} for kind, cell in found.items() if cell is not None}
+    lines = [
+        "## The masked language model",
+        "",
+        f"| weights | bytes | {' | '.join(m.name for m in MEASURES.values())} |",
+    ]
+    lines.append("|---" * (2 + len(MEASURES)) + "|")
+    for kind, of_kind in {"floor": floor, **units}.items():
+        row = ["bag of words", ""] if kind == "floor" else [LABELS[kind], f"{found[kind]['bytes']:,}"]
+        for name, measure in MEASURES.items():
+            if name not in of_kind:
+                row.append("–")
+                continue
+            value, low, high = measure.interval(of_kind[name])
+            text = f"{value:.4g} ({low:.4g}–{high:.4g})"
+            if (
+                kind not in ("floor", "dense") and measure.interval(units["dense"][name])[1] > 0
+            ):  # shares of 0 say nothing
+                share = measure.ratio(units["dense"][name], of_kind[name])
+                text += f", kept {share[0]:.3f} ({share[1]:.3f}–{share[2]:.3f})"
+            row.append(text)
+        lines.append(f"| {' | '.join(row)} |")
+    return [*lines, ""]
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ def evaluate(
         ),
     ],
     finetune: Annotated[bool, typer.Option("--finetune", help="Train a copy on the task first.")] = False,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Leave the model as it is, and fit a logistic regression to its mean states."),
+    ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Fine-tuned runs, seeds 0, 1, …")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Train on the first so many examples.")] = None,
     eval_limit: Annotated[
@@ -57,7 +61,7 @@ def evaluate(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:  # fmt: skip
-    """Judge a model on a task with its official metrics, as it is or after fine-tuning.
+    """Judge a model on a task with its official metrics: as it is, after fine-tuning, or by a probe of its states.
 
     Intervals are 95 % bootstrap intervals over examples; over several seeds mean and standard deviation are given.
     """
@@ -65,7 +69,9 @@ def evaluate(
         existing_model(folder)
         import fewfold
 
-        if not finetune and (limit is not None or seeds > 1):
+        if finetune and probe:
+            raise fewfold.TaskError("--finetune trains the model and --probe leaves it as it is: give one of them")
+        if not finetune and ((limit is not None and not probe) or seeds > 1):
             raise fewfold.TaskError("--limit and --seeds are of training: add --finetune, or leave them out")
         import torch
 
@@ -80,17 +86,25 @@ def evaluate(
         if tokenizer is None:
             raise fewfold.TaskError(f"{folder} holds no tokenizer: save it beside the model")
         if task in ("perplexity", "neighbours"):
+            if probe:
+                raise fewfold.TaskError(f"--probe tells classes apart, and {task} has none: leave it out")
             result = _on_text(folder, model, tokenizer, task, text, against, max_length, stride, eval_limit)
         else:
-            from fewfold.tasks import FineTuning
-            from fewfold.tasks import evaluate as judge
+            from fewfold import tasks
 
-            settings = FineTuning(learning_rate, epochs, batch, bf16=bf16, limit=limit)
-            found = judge(
-                model, task, tokenizer=tokenizer, finetune=settings if finetune else None, seeds=range(seeds),
-                max_length=max_length, stride=128 if stride is None else stride, eval_limit=eval_limit,
-                beams=beams, predictions=predictions,
-            )  # fmt: skip
+            if probe:
+                found = tasks.probe(
+                    model, task, tokenizer=tokenizer, limit=limit, eval_limit=eval_limit, max_length=max_length or 128
+                )
+                if predictions is not None:
+                    found.save_predictions(predictions)
+            else:
+                settings = tasks.FineTuning(learning_rate, epochs, batch, bf16=bf16, limit=limit)
+                found = tasks.evaluate(
+                    model, task, tokenizer=tokenizer, finetune=settings if finetune else None, seeds=range(seeds),
+                    max_length=max_length, stride=128 if stride is None else stride, eval_limit=eval_limit,
+                    beams=beams, predictions=predictions,
+                )  # fmt: skip
             result = {"folder": str(folder), **found.to_dict()}
         if output is not None:
             write_json(result, output)
@@ -197,6 +211,8 @@ def _how(result: dict[str, Any]) -> str:
         limits += f", first {runs[0]['training']['examples']:,} training examples"
     if settings["eval_limit"]:
         limits += f", first {settings['eval_limit']:,} to judge on"
+    if settings.get("probe"):
+        return f": a linear probe, fitted to {result['data']['train']['examples']:,} training examples{limits}"
     if settings["finetune"]:
         return f": fine-tuned, {len(runs)} seed{'s' if len(runs) > 1 else ''}{limits}"
     ways = {"head": "", "cosines": ", by cosines of sentence vectors", "generation": f", {_search(result)}"}

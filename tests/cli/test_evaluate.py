@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 import fewfold
 from fewfold.measure.fidelity import fidelity
-from fewfold.tasks import FineTuning, evaluate
+from fewfold.tasks import FineTuning, evaluate, probe
 from fewfold.tasks.perplexity import masked_perplexity
 
 
@@ -47,6 +47,20 @@ def test_fine_tuned_over_seeds(run, small, root, tmp_path):
     assert result["model"]["replaced"] == {"low_rank in int8": 12}
     assert result["folder"] == str(small.folder)
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 48
+
+
+def test_probe(run, small, root, tmp_path):
+    options = ("--probe", "--limit", 40, "--predictions", tmp_path / "predictions.jsonl")
+    shown = run("evaluate", small.folder, "--task", "sst2", *options)
+    assert shown.code == 0, shown.err
+    model, tokenizer = fewfold.load(small.folder), AutoTokenizer.from_pretrained(small.folder)
+    expected = probe(model, "sst2", tokenizer=tokenizer, limit=40)
+    assert f"{expected.metrics['accuracy']['mean']:.4f}" in shown.out
+    assert "a linear probe, fitted to 40 training examples" in " ".join(shown.out.split())
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 24
+    for wrong in (("--finetune",), ("--seeds", 2)):
+        assert run("evaluate", small.folder, "--task", "sst2", "--probe", *wrong).code != 0
+    assert "has none" in run("evaluate", small.folder, "--task", "perplexity", "--probe").err
 
 
 def test_as_it_is(run, small, root):

@@ -101,6 +101,10 @@ class DistillConfig(_Strict):
         0.3, ge=0, lt=1, description="where an encoder–decoder gets texts without targets, a text is its own target, "
         "and the source loses up to this share of its tokens; 0: none"
     )  # fmt: skip
+    masking: float | None = Field(
+        None, gt=0, lt=1, description="share of tokens hidden from both models, as masked language models are trained: "
+        "logits and labels count there alone, and labels are the tokens themselves",
+    )  # fmt: skip
     pieces: bool = Field(False, description="cut texts into pieces of 4 to 32 words, so that all lengths are learned")
     batch_size: int = Field(32, ge=1, description="texts a step, over all processes and accumulated parts")
     accumulation: int = Field(1, ge=1, description="parts that the batch of a process is run in")
@@ -137,6 +141,8 @@ class DistillConfig(_Strict):
     def _teaches(self) -> DistillConfig:
         if not (self.hidden or self.attention or self.logits or self.sentence or self.labels):
             raise ValueError("no loss: give at least one of hidden, logits, attention, sentence, labels")
+        if self.masking is not None and self.reduction == "examples":
+            raise ValueError("masking counts masked tokens alike: take reduction='tokens'")
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation={self.accumulation} does not divide batch_size={self.batch_size}")
         return self

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Reduction = Literal["tokens", "examples"]
+IGNORED = -100  # targets that count for nothing
 
 
 def masked_mean(values: Tensor, mask: Tensor, reduction: Reduction = "tokens") -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewfold.distill import losses
 from fewfold.distill.config import AttentionTerm, DistillConfig, HiddenTerm
+from fewfold.distill.masked import HIDDEN
 from fewfold.distill.outputs import Needs, Outputs
 from fewfold.distill.stacks import Pairs, Stack, chosen, stacks_of, width_of
 from fewfold.errors import DistillError
@@ -30,6 +31,7 @@ class Objective(nn.Module):
     def __init__(self, config: DistillConfig, student: Any, teacher: Any) -> None:
         super().__init__()
         self.config = config
+        self.sparse = False  # of masked batches: both models score the hidden tokens alone
         self.stacks = stacks_of(student, teacher)
         self.main = self.stacks[-1]  # its states are what the head reads
         self.hidden: list[tuple[HiddenTerm, Stack, Pairs]] = [
@@ -58,7 +60,7 @@ class Objective(nn.Module):
         logits = config.logits is not None or (side == 0 and config.labels is not None)
         cross = {pair[side] for term, _, pairs in self.attention if term.stack == "cross" for pair in pairs}
         encoder = parts[0] if len(parts) > 1 else None
-        return replace(parts[-1], logits=logits, cross=tuple(sorted(cross)), encoder=encoder)
+        return replace(parts[-1], logits=logits, cross=tuple(sorted(cross)), encoder=encoder, sparse=self.sparse)
 
     def _needs(self, stack: Stack, side: int) -> Needs:
         layers = {pair[side] for _, own, pairs in self.hidden if own is stack for pair in pairs}
@@ -78,6 +80,8 @@ class Objective(nn.Module):
             sizes.append(lengths)
         if len(sizes) == 2:
             found["cross_pairs"] = float((sizes[0] * sizes[1]).sum())
+        if HIDDEN in batch:
+            found["masked"] = float((batch[HIDDEN] != losses.IGNORED).sum())
         return found
 
     def forward(
@@ -137,17 +141,27 @@ class Objective(nn.Module):
         if student.shape != teacher.shape:
             raise DistillError(f"logits of student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ")
         loss = losses.logits_kl if term.kind == "kl" else losses.soft_cross_entropy
+        if HIDDEN in batch:
+            hidden = batch[HIDDEN]
+            return loss(self._hidden(student, hidden), self._hidden(teacher, hidden), term.temperature), "masked"
         if student.dim() == 2:
             return loss(student, teacher, term.temperature), "examples"
         mask = self._mask(batch, self.main)
         return loss(student, teacher, term.temperature, mask, reduction), self.main.kind("tokens")
 
     def _labels(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, str]:
-        """Classes or scores of texts, or the tokens of targets."""
+        """Classes or scores of texts, the tokens of targets, or those that masks hide."""
+        if HIDDEN in batch:
+            hidden = batch[HIDDEN]
+            return losses.label_loss(self._hidden(logits, hidden), hidden[hidden != losses.IGNORED]), "masked"
         if "targets" not in batch:
             return losses.label_loss(logits, batch["labels"]), "examples"
         value = losses.target_loss(logits, batch["targets"], self.main.mask(batch), self.config.reduction)
         return value, self.main.kind("tokens")
+
+    def _hidden(self, logits: Tensor, hidden: Tensor) -> Tensor:
+        """Logits of the hidden tokens, ``(hidden, vocab)``."""
+        return logits.flatten(0, 1) if self.sparse else logits[hidden != losses.IGNORED]
 
     def _heads(
         self,

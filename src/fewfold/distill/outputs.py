@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from fewfold.distill.attention import Heads, recording
+from fewfold.distill.masked import HIDDEN
+from fewfold.pretrain.sparse import labelled_alone
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -24,6 +27,7 @@ class Needs:
     :param cross: layers whose attention to an encoder is kept.
     :param encoder: what to keep of an encoder–decoder's encoder, whose decoder the other fields are about; None for
         models of one stack.
+    :param sparse: of a masked batch, logits of the hidden tokens alone, ``(1, hidden, vocab)``.
     """
 
     last: bool = False
@@ -32,6 +36,7 @@ class Needs:
     attention: tuple[int, ...] = ()
     cross: tuple[int, ...] = ()
     encoder: Needs | None = None
+    sparse: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,13 @@ def run(model: Any, batch: Mapping[str, Tensor], needs: Needs) -> Outputs:
         # the body alone: a head over the vocabulary can cost as much as the rest
         model = model.base_model
         states = needs.hidden
-    options = {"output_hidden_states": True} if states else {}
+    options: dict[str, Any] = {"output_hidden_states": True} if states else {}
     if getattr(model.config, "use_cache", False):
         options["use_cache"] = False
-    with recording(model, needs.attention) as heads:
+    sparse = needs.sparse and needs.logits
+    if sparse:
+        options["labels"] = batch[HIDDEN]
+    with recording(model, needs.attention) as heads, labelled_alone(model) if sparse else nullcontext():
         output = model(**inputs, **options, return_dict=True)
     hidden = tuple(output.hidden_states) if states else ()
     last = output["last_hidden_state"] if "last_hidden_state" in output else (hidden[-1] if hidden else None)

@@ -19,6 +19,7 @@ from fewfold.distill.clock import Clock
 from fewfold.distill.config import DistillConfig
 from fewfold.distill.examples import Examples, read_examples
 from fewfold.distill.history import History
+from fewfold.distill.masked import BatchMasking
 from fewfold.distill.objective import Objective
 from fewfold.distill.outcome import Outcome
 from fewfold.distill.presets import limited, phases_of
@@ -27,6 +28,7 @@ from fewfold.distill.sharded import exact_state, is_sharded, load_exact
 from fewfold.distill.stacks import is_seq2seq
 from fewfold.distill.teachers import LiveTeacher, Teacher, cached_teacher
 from fewfold.distill.tokens import TokenisedTexts, tokenise
+from fewfold.errors import DistillError
 from fewfold.measure.environment import environment
 from fewfold.measure.inputs import clipped_length
 from fewfold.optional import require
@@ -63,8 +65,14 @@ def distil(
     if writes:
         tokenizer = vocabularies_of(tokenizer)
     check_models(teacher, student, tokenizer, student_tokenizer)
-    examples = read_examples(data, any(phase.labels for phase in phases), exclude, writes)
-    check_labels(examples.labels, student)
+    maskings = [BatchMasking.of(phase, tokenizer) for phase in phases]
+    if cache_teacher is not None and any(maskings):
+        raise DistillError("cache_teacher keeps what the teacher says of whole texts: leave out the cache, or masking")
+    if writes and any(maskings):
+        raise DistillError("masking is for models of one stack: an encoder–decoder has noise=… in its place")
+    labelled = [phase for phase in phases if phase.masking is None]
+    examples = read_examples(data, any(phase.labels for phase in labelled), exclude, writes)
+    check_labels(examples.labels if labelled else None, student)
     unpack(student)
     outcome = Outcome(student, environment=environment())
     read: dict[tuple, TokenisedTexts] = {}
@@ -73,7 +81,8 @@ def distil(
         if key not in read:
             read[key] = _tokens(examples, tokenizer, student, phase)
         folder = None if checkpoints is None else checkpoints / f"phase-{number}"
-        history = _phase(teacher, student, read[key], phase, started, folder, resume, cache_teacher)
+        masking = maskings[number - 1]
+        history = _phase(teacher, student, read[key], phase, started, folder, resume, cache_teacher, masking)
         outcome.histories.append(history)
         outcome.phases.append(phase)
         outcome.data = {
@@ -103,6 +112,7 @@ def _phase(
     checkpoints: Path | None,
     resume: bool,
     cache: Path | None,
+    masking: BatchMasking | None,
 ) -> History:
     from fewfold.distill.pupil import Pupil, training
     from fewfold.distill.trainer import DistillTrainer
@@ -113,11 +123,12 @@ def _phase(
     check_data(learned, config, clock.steps)
     objective = Objective(config, student, teacher)
     objective.to(next(student.parameters()).device)
+    objective.sparse = masking is not None and all(masking.sparse(model, learned) for model in (teacher, student))
     live: Teacher = LiveTeacher(teacher, objective.needs(1))
     with training(teacher, student, config), _folder(checkpoints) as folder:
         # what is sharded is no plain model any more: a copy is, and its numbers come back
         pupil = Pupil(copy.deepcopy(student) if is_sharded() else student, objective, live)
-        trainer = DistillTrainer(pupil, learned, config, clock, folder)
+        trainer = DistillTrainer(pupil, learned, config, clock, folder, masking)
         if cache is not None:
             sentences_only = not config.hidden and config.sentence is not None
             with trainer.args.main_process_first():

@@ -22,6 +22,7 @@ from fewfold.distill.bert_adam import BertAdam
 from fewfold.distill.checks import check_parts
 from fewfold.distill.clock import Clock, rate_factor
 from fewfold.distill.config import DistillConfig
+from fewfold.distill.masked import HELD_OUT, BatchMasking
 from fewfold.distill.pupil import Pupil, finite
 from fewfold.distill.sharded import (
     exact_state,
@@ -49,12 +50,16 @@ class DistillTrainer(Trainer):
     its gradient are those of the whole batch.
 
     :param folder: checkpoints are written here.
+    :param masking: hides tokens of every batch.
     """
 
     model: Pupil
 
-    def __init__(self, pupil: Pupil, tokens: TokenisedTexts, config: DistillConfig, clock: Clock, folder: Path) -> None:
-        self.config, self.tokens, self.clock = config, tokens, clock
+    def __init__(
+        self, pupil: Pupil, tokens: TokenisedTexts, config: DistillConfig, clock: Clock, folder: Path,
+        masking: BatchMasking | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.tokens, self.clock, self.masking = config, tokens, clock, masking
         self.totals: dict[str, float] = {}
         self.parts = 1
         self.step_losses: dict[str, Tensor] = {}
@@ -85,6 +90,8 @@ class DistillTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, None]:
         """The parts of one step; counts them, over all processes, and looks at the clock."""
         parts, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.masking is not None:
+            parts = [self.masking(part, self.state.global_step + 1) for part in parts]
         counts = [self.criterion.counts(part) for part in parts]
         names = sorted(counts[0])
         sums = [sum(count[name] for count in counts) for name in names]
@@ -189,6 +196,8 @@ class DistillTrainer(Trainer):
         order = sorted(range(len(tokens)), key=lambda place: int(tokens.sizes[place]))
         collate = tokens.collator(self.padded_length)
         batches = [collate(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+        if self.masking is not None:
+            batches = [self.masking(batch, HELD_OUT) for batch in batches]
         counts = [self.criterion.counts(batch) for batch in batches]
         found: dict[str, float] = {}
         for batch, count in zip(batches, counts, strict=True):

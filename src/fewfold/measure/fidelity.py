@@ -139,6 +139,13 @@ def sentence_embeddings(
     :return: fp32 on the CPU, `(texts, dim)`, in the order of the texts.
     :raises ValueError: If there is no text.
     """
+    return nn.functional.normalize(mean_states(model, tokenizer, texts, batch_size, max_length), dim=1)
+
+
+def mean_states(
+    model: nn.Module, tokenizer: Any, texts: Sequence[str], batch_size: int = 64, max_length: int = 128
+) -> Tensor:
+    """As `sentence_embeddings`, of the length that the means have."""
     if not texts:
         raise ValueError("sentence_embeddings needs at least one text")
     rows: list[Tensor] = [torch.empty(0)] * len(texts)
@@ -147,7 +154,7 @@ def sentence_embeddings(
         means = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
         for place, row in zip(places, means, strict=True):
             rows[place] = row
-    return nn.functional.normalize(torch.stack(rows), dim=1)
+    return torch.stack(rows)
 
 
 def nearest_neighbours(embeddings: Tensor, neighbours: int, block: int = 1024) -> Tensor:

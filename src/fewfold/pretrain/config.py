@@ -33,6 +33,9 @@ class PretrainConfig(BaseModel):
     length: int = Field(128, ge=4, description="tokens of a window")
     mask_share: float = Field(0.15, gt=0, lt=1)
     most_masked: int | None = Field(None, ge=1, description="masked tokens of a window at most")
+    sparse_head: bool = Field(
+        True, description="score masked tokens alone: the same loss in less time, for all families whose head allows it"
+    )
     training: PretrainSettings = Field(default_factory=PretrainSettings)
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fewfold.optional import require
 from fewfold.pretrain.build import build_masked_lm
 from fewfold.pretrain.config import PretrainConfig
 from fewfold.pretrain.masking import IGNORED, Masking
+from fewfold.pretrain.sparse import labelled_alone, scores_tokens_apart
 from fewfold.pretrain.text import first_and_last, read_texts, train_tokenizer, windows
 from fewfold.pretrain.training import PretrainHistory, pretrain
 from fewfold.report.curves import loss_plot
@@ -47,11 +49,14 @@ def pretrain_masked_lm(
         "class": type(model).__name__, "parameters": [list(parameter.shape) for parameter in model.parameters()],
         "masking": [masking.share, masking.most], "data": [list(rows.shape), int(rows.long().sum())],
     }  # fmt: skip
-    return pretrain(
-        model, len(rows), lambda place, generator: masking(rows[place], generator), collate, config.training,
-        folder=folder, held_out=lambda trained: held_out_loss(trained, masking, judged), tokens=rows.shape[1],
-        resume=resume, identity=identity,
-    )  # fmt: skip
+    first = collate([masking(rows[0], torch.Generator().manual_seed(0))])
+    sparse = config.sparse_head and scores_tokens_apart(model, first)
+    with labelled_alone(model) if sparse else nullcontext():
+        return pretrain(
+            model, len(rows), lambda place, generator: masking(rows[place], generator), collate, config.training,
+            folder=folder, held_out=lambda trained: held_out_loss(trained, masking, judged), tokens=rows.shape[1],
+            resume=resume, identity=identity,
+        )  # fmt: skip
 
 
 def collate(masked: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

@@ -22,7 +22,8 @@ class Judged:
     :param rows: What they became for the model: of SQuAD, windows.
     :param tokens: Tokens of the rows, padding left out.
     :param seconds: Wall time of the predictions, tokenizing and metrics left out.
-    :param by: What predicted: the head, cosines of sentence vectors (STS-B without a head), or what was generated.
+    :param by: What predicted: the head, cosines of sentence vectors (STS-B without a head), what was generated, or a
+        probe of the frozen body.
     """
 
     metrics: dict[str, Score]
@@ -31,7 +32,7 @@ class Judged:
     rows: int
     tokens: int
     seconds: float
-    by: Literal["head", "cosines", "generation"] = "head"
+    by: Literal["head", "cosines", "generation", "probe"] = "head"
 
     @property
     def seconds_per_1000(self) -> float:

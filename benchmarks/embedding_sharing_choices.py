@@ -1,0 +1,141 @@
+"""What the ShareBERT publication leaves open, decided by short trainings: one choice at a time beside our defaults.
+
+A ShareBERT of four layers of 256 (table 8,000 × 64) learns masked words on novels and SST-2's sentences, 1,500 steps of
+32 windows of 64 tokens, two seeds; it is judged on other novels. Ratios of perplexity are paired: both models foretell
+the same hidden words, and the bootstrap draws windows for both together.
+
+    python benchmarks/embedding_sharing_choices.py [--list] [--scale 1]
+
+About 7 minutes a training on two cores, 14 trainings. One is written as soon as it is done; one that was killed goes on
+from its last checkpoint. Below `--scale 0.1` the data is cut too: a try of the program, give `--results`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from common import publish_checks
+from embedding_sharing_masked import LENGTH, TRAINING, masked_units, text_files
+from embedding_sharing_parts import TRY, Measure, Wish, loaded, perplexity
+
+from fewfold.measure.parameters import unique_parameters
+from fewfold.pretrain.config import PretrainConfig
+from fewfold.pretrain.run import pretrain_and_save
+
+STEPS, SEEDS = 1500, (0, 1)
+SIZE: dict[str, Any] = {
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "factor_size": 64,
+    "use_pooler": False, "sparse_prediction": True,
+}  # fmt: skip
+DEFAULT = {"bias_init": "zeros", "attention_scale_power": 2 / 3, "mlm_head": "factored", "share": "all"}
+CHOICES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "biases normal, variance 1 (published)": {"bias_init": "normal"},
+    "scores over the root of the head size": {"attention_scale_power": 0.5},
+    "head of its own (published)": {"mlm_head": "untied"},
+    "own slots for each pair of layers": {"share": 2},
+    "own slots for each layer": {"share": "none"},
+    "as published in all": {"bias_init": "normal", "mlm_head": "untied"},
+}
+RATIO = Measure("masked perplexity", perplexity, more_is_better=True)  # as it is: below 1 is better
+
+
+def wish_of(place: int, seed: int, scale: float) -> Wish:
+    """Where a training stands."""
+    return Wish("choices", str(place), seed, scale)
+
+
+def measure(scale: float, threads: int, only_list: bool = False) -> None:
+    """Train what is missing, then draw the table."""
+    torch.set_num_threads(threads)
+    file = common.RESULTS / "embedding_sharing_choices.rows.json"
+    kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for seed in SEEDS:
+        for place, (name, changes) in enumerate(CHOICES.items()):
+            wish = wish_of(place, seed, scale)
+            key = f"{name} | {scale:g} | {seed}"
+            if only_list:
+                print(f"{name}, seed {seed}: " + ("measured" if key in kept else f"about {7 * scale:.0f} min"))
+            elif key not in kept:
+                kept[key] = train(wish, changes)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps(kept), encoding="utf-8")
+                shutil.rmtree(wish.folder, ignore_errors=True)
+                print(f"{key}: {RATIO.interval(kept[key]['units'])[0]:.2f}", flush=True)
+    if not only_list:
+        draw(kept, scale)
+
+
+def train(wish: Wish, changes: dict[str, Any]) -> dict[str, Any]:
+    """One training: numbers of the model, and loss and hidden words of each held-out window."""
+    saved = wish.folder / "mlm"
+    config = PretrainConfig.make({
+        "family": "sharebert", "model": {**SIZE, **DEFAULT, **changes}, "length": LENGTH,
+        "vocabulary": 500 if wish.trial else 8000,
+        "training": {**TRAINING, "steps": wish.steps(STEPS), "seed": wish.seed},
+    })  # fmt: skip
+    if not (saved / "training.json").is_file():
+        learned, judged = text_files(wish)
+        pretrain_and_save(saved, config, [learned], [judged])
+    model, tokenizer = loaded(saved)
+    return {"parameters": unique_parameters(model), "units": masked_units(model, tokenizer, wish)}
+
+
+def draw(kept: dict[str, Any], scale: float) -> None:
+    """The table, and what it says of the defaults."""
+    rows, said, base = [], [], kept.get(f"default | {scale:g} | {SEEDS[0]}", {}).get("parameters", 0)
+    lines = [
+        "| choice | parameters | more than default | masked perplexity, by seed | over default's | 95 % interval | |",
+        "|---" * 7 + "|",
+    ]
+    for name in CHOICES:
+        seeds = [seed for seed in SEEDS if f"{name} | {scale:g} | {seed}" in kept]
+        units = [np.asarray(kept[f"{name} | {scale:g} | {seed}"]["units"]) for seed in seeds]
+        others = [np.asarray(kept[f"default | {scale:g} | {seed}"]["units"]) for seed in seeds]
+        if not units:
+            continue
+        # a window's row is that of all seeds together, so that windows and not trainings are drawn
+        ratio = RATIO.ratio(np.sum(others, axis=0), np.sum(units, axis=0))
+        better, worse = ratio[2] < 1, ratio[1] > 1
+        verdict = "better" if better else "worse" if worse else "undecided"
+        count = kept[f"{name} | {scale:g} | {seeds[0]}"]["parameters"]
+        row = [
+            name, f"{count:,}", f"{count - base:+,}", ", ".join(f"{RATIO.interval(one)[0]:.2f}" for one in units),
+            *(["", "", ""] if name == "default" else [f"{ratio[0]:.3f}", f"{ratio[1]:.3f}–{ratio[2]:.3f}", verdict]),
+        ]  # fmt: skip
+        rows.append({"choice": name, "changes": CHOICES[name], "seeds": seeds, "row": row})
+        lines.append(f"| {' | '.join(row)} |")
+        if name != "default" and better:
+            said.append(f"- {name}: better" + (f", for {count - base:,} numbers more" if count > base else ""))
+    lines += [
+        "", f"{max(4, round(STEPS * scale))} steps a training. Ratios are of both seeds together; their intervals are "
+        "over windows of text, not over seeds.", "", "Choices that beat the default:", "",
+        *(said or ["- none: the defaults stay"]), "",
+    ]  # fmt: skip
+    publish_checks("embedding_sharing_choices", "What ShareBERT leaves open", [], {"rows": rows}, lines)
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--list", action="store_true", help="show all trainings and which are done, and stop")
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--results", type=Path, help="folder for results, in place of the repository's")
+    wanted = parser.parse_args()
+    if wanted.scale < TRY and wanted.results is None and not wanted.list:
+        parser.error("--scale below 0.1 only tries the program: give --results FOLDER too")
+    if wanted.results is not None:
+        common.RESULTS = common.TABLES = wanted.results
+    measure(wanted.scale, wanted.threads, wanted.list)
+
+
+if __name__ == "__main__":
+    main()
