@@ -15,6 +15,13 @@ from fewfold_cli.files import check_output, existing_model
 EXAMPLE = "Example: fewfold export ./small ./small-onnx --to onnx"
 
 
+class OptimizeFor(str, Enum):
+    """What an ONNX graph is made for."""
+
+    speed = "speed"
+    memory = "memory"
+
+
 class Form(str, Enum):
     """What can be written."""
 
@@ -38,6 +45,13 @@ def export(
         float | None,
         typer.Option(min=0, help="Refuse ONNX whose outputs differ by more than this share of the largest output."),
     ] = None,
+    optimize_for: Annotated[
+        OptimizeFor,
+        typer.Option(
+            help="Of ONNX, speed: dense weights are made once, when a session starts, and kept. memory: each is made "
+            "at every run, just before its product; a session stays as small as the file, short inputs take longer."
+        ),
+    ] = OptimizeFor.speed,
     force: Annotated[bool, typer.Option("--force", help="Replace the model that OUT holds.")] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -55,7 +69,9 @@ def export(
         with step("loading"):
             model = fewfold.load(folder)
         if to in (Form.onnx, Form.onnx_int8):
-            result = _onnx(model, folder, output, to is Form.onnx_int8, tolerance)
+            result = _onnx(
+                model, folder, output, int8=to is Form.onnx_int8, tolerance=tolerance, optimize_for=optimize_for.value
+            )
         else:
             result = _checkpoint(model, folder, output, to)
         result = {"folder": str(output), "to": to.value, "architecture": type(model).__name__, **result}
@@ -65,7 +81,7 @@ def export(
             _show(result)
 
 
-def _onnx(model: Any, folder: Path, output: Path, int8: bool, tolerance: float | None) -> dict[str, Any]:
+def _onnx(model: Any, folder: Path, output: Path, **options: Any) -> dict[str, Any]:
     from fewfold.checkpoint.card import restore_card
     from fewfold.checkpoint.save import atomic_folder, copy_side_files
     from fewfold.export.onnx import export_onnx
@@ -76,7 +92,7 @@ def _onnx(model: Any, folder: Path, output: Path, int8: bool, tolerance: float |
         config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
         config.pop("quantization_config", None)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        report = export_onnx(model, partial / "onnx" / "model.onnx", tolerance=tolerance, int8=int8)
+        report = export_onnx(model, partial / "onnx" / "model.onnx", **options)
     return {
         "file": str(output / "onnx" / "model.onnx"),
         "bytes": report.bytes,
@@ -86,6 +102,7 @@ def _onnx(model: Any, folder: Path, output: Path, int8: bool, tolerance: float |
         "max_difference": report.difference,
         "largest_output": report.largest,
         "external_data": report.external,
+        "optimized_for": options["optimize_for"],
     }
 
 

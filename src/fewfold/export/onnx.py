@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,12 +19,14 @@ from fewfold.errors import ModelError
 from fewfold.export.feeds import SIZES, FirstOutput, dynamic_axes, example, first_output
 from fewfold.export.graph import Graph, drop_copies, fold_transposes, shorten_dtypes
 from fewfold.export.integers import keep_integers
+from fewfold.export.late import make_late, shape_late
 from fewfold.measure.modes import evaluating
 from fewfold.measure.parameters import stored_bytes
 from fewfold.methods.subvector_codes.modules import CodedLinear
 from fewfold.optional import require
 from fewfold.progress import step
 
+OptimizeFor = Literal["speed", "memory"]
 TOLERANCE = 1e-3  # of the largest output
 INT8_TOLERANCE = 0.5
 LIMIT = 2**31 - 2**20  # a protobuf holds less than 2 GB
@@ -61,7 +63,12 @@ class OnnxReport:
 
 
 def export_onnx(
-    model: Any, file: str | PathLike[str], *, tolerance: float | None = None, int8: bool = False
+    model: Any,
+    file: str | PathLike[str],
+    *,
+    tolerance: float | None = None,
+    int8: bool = False,
+    optimize_for: OptimizeFor = "speed",
 ) -> OnnxReport:
     """Write a model, compressed or dense, as ONNX and compare it with torch at several batches and lengths.
 
@@ -72,6 +79,9 @@ def export_onnx(
     :param tolerance: refuse above this difference, as a share of the largest output (1e-3; with ``int8``, 0.5).
     :param int8: quantize activations and the remaining dense matrices to int8 at run time (onnxruntime's dynamic
         quantization); factors that several products share in both orientations, and codes, stay as they are.
+    :param optimize_for: ``speed`` lets ONNX Runtime make dense weights once, when a session starts, and keep them.
+        ``memory`` makes each weight at every run, just before its product: a session holds the stored tensors and one
+        weight at a time, and a run of few tokens takes longer.
     :raises ModelError: if the outputs differ by more, or the model gives neither logits nor last hidden states.
     :raises ImportError: if onnx, onnxscript or onnxruntime is missing.
     """
@@ -90,6 +100,7 @@ def export_onnx(
             fold_transposes(graph)
             if not int8:
                 shorten_dtypes(graph)
+            (make_late if optimize_for == "memory" else shape_late)(graph)
             external = _write(graph.finish(), file)
         if int8:
             with step("quantizing"):
