@@ -126,7 +126,9 @@ def load(file: Path) -> dict[str, float]:
     """Load time and resident memory: medians over fresh processes."""
     runs = []
     for _ in range(PROCESSES):
-        run = subprocess.run([sys.executable, "-c", _LOAD, str(file), json.dumps(GRID)], capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", _LOAD, str(file), json.dumps(GRID)], capture_output=True, text=True, check=True
+        )
         runs.append(json.loads(run.stdout.strip().splitlines()[-1]))
     found = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
     times = [run["load_seconds"] for run in runs]

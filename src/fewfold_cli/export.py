@@ -48,10 +48,17 @@ def export(
     optimize_for: Annotated[
         OptimizeFor,
         typer.Option(
-            help="Of ONNX, speed: dense weights are made once, when a session starts, and kept. memory: each is made "
-            "at every run, just before its product; a session stays as small as the file, short inputs take longer."
+            help="Of ONNX. speed: dense weights are made once, when a session starts, and kept. memory: each is made "
+            "at every run, before its product: a session holds little more than the file, short inputs take longer."
         ),
     ] = OptimizeFor.speed,
+    with_past: Annotated[
+        bool,
+        typer.Option(
+            "--with-past",
+            help="Of a decoder's ONNX: past keys and values are inputs and outputs; a call reads new tokens only.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the model that OUT holds.")] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -63,6 +70,8 @@ def export(
     with working(verbose):
         existing_model(folder)
         check_output(output, force, folder)
+        if to not in (Form.onnx, Form.onnx_int8):
+            _refuse_onnx_options(to, tolerance is not None, optimize_for is OptimizeFor.memory, with_past)
         import fewfold
         from fewfold.progress import step
 
@@ -70,8 +79,9 @@ def export(
             model = fewfold.load(folder)
         if to in (Form.onnx, Form.onnx_int8):
             result = _onnx(
-                model, folder, output, int8=to is Form.onnx_int8, tolerance=tolerance, optimize_for=optimize_for.value
-            )
+                model, folder, output, int8=to is Form.onnx_int8, tolerance=tolerance, optimize_for=optimize_for.value,
+                with_past=with_past,
+            )  # fmt: skip
         else:
             result = _checkpoint(model, folder, output, to)
         result = {"folder": str(output), "to": to.value, "architecture": type(model).__name__, **result}
@@ -79,6 +89,14 @@ def export(
             print_json(result)
         else:
             _show(result)
+
+
+def _refuse_onnx_options(to: Form, *given: bool) -> None:
+    from fewfold.errors import ModelError
+
+    for option, is_given in zip(("--tolerance", "--optimize-for", "--with-past"), given, strict=True):
+        if is_given:
+            raise ModelError(f"{option} is about ONNX graphs: leave it out with --to {to.value}")
 
 
 def _onnx(model: Any, folder: Path, output: Path, **options: Any) -> dict[str, Any]:
@@ -103,6 +121,7 @@ def _onnx(model: Any, folder: Path, output: Path, **options: Any) -> dict[str, A
         "largest_output": report.largest,
         "external_data": report.external,
         "optimized_for": options["optimize_for"],
+        "with_past": options["with_past"],
     }
 
 
@@ -137,5 +156,5 @@ def _show(result: dict[str, Any]) -> None:
     console.print(f"saved to {result['file']}: {size}")
     console.print(
         f"ONNX Runtime's {result['output']} differs from torch's by at most {result['max_difference']:.3g} "
-        f"(largest output {result['largest_output']:.3g}); batch and length are free"
+        f"(largest {result['largest_output']:.3g}); batch and length are free, made for {result['optimized_for']}"
     )

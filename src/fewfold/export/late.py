@@ -2,7 +2,7 @@
 
 ONNX Runtime computes what depends on constants alone when a session starts, and keeps the results; what it needs on the
 way stays with the process. What takes its shape from an input is left to the run. Here a shape gets a zero added, the
-difference of a size of the multiplied value and itself. That value has to be there first, so a weight is made when it
+difference of the multiplied value's size and itself. That value has to be there first, so a weight is made when it
 is its turn, and its memory serves the next one.
 """
 
@@ -102,7 +102,7 @@ class _Late:
 
     def _zero(self, moving: str) -> str:
         if moving not in self.zeros:
-            size = self._node("Shape", [moving], start=0, end=1)
+            size = self._node("Size", [moving])
             self.zeros[moving] = self._node("Sub", [size, size])
         return self.zeros[moving]
 
