@@ -15,6 +15,13 @@ from fewfold_cli.files import check_output, existing_model
 EXAMPLE = "Example: fewfold export ./small ./small-onnx --to onnx"
 
 
+class OptimizeFor(str, Enum):
+    """What an ONNX graph is made for."""
+
+    speed = "speed"
+    memory = "memory"
+
+
 class Form(str, Enum):
     """What can be written."""
 
@@ -38,6 +45,20 @@ def export(
         float | None,
         typer.Option(min=0, help="Refuse ONNX whose outputs differ by more than this share of the largest output."),
     ] = None,
+    optimize_for: Annotated[
+        OptimizeFor,
+        typer.Option(
+            help="Of ONNX. speed: dense weights are made once, when a session starts, and kept. memory: each is made "
+            "at every run, before its product: a session holds little more than the file, short inputs take longer."
+        ),
+    ] = OptimizeFor.speed,
+    with_past: Annotated[
+        bool,
+        typer.Option(
+            "--with-past",
+            help="Of a decoder's ONNX: past keys and values are inputs and outputs; a call reads new tokens only.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the model that OUT holds.")] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -49,13 +70,18 @@ def export(
     with working(verbose):
         existing_model(folder)
         check_output(output, force, folder)
+        if to not in (Form.onnx, Form.onnx_int8):
+            _refuse_onnx_options(to, tolerance is not None, optimize_for is OptimizeFor.memory, with_past)
         import fewfold
         from fewfold.progress import step
 
         with step("loading"):
             model = fewfold.load(folder)
         if to in (Form.onnx, Form.onnx_int8):
-            result = _onnx(model, folder, output, to is Form.onnx_int8, tolerance)
+            result = _onnx(
+                model, folder, output, int8=to is Form.onnx_int8, tolerance=tolerance, optimize_for=optimize_for.value,
+                with_past=with_past,
+            )  # fmt: skip
         else:
             result = _checkpoint(model, folder, output, to)
         result = {"folder": str(output), "to": to.value, "architecture": type(model).__name__, **result}
@@ -65,7 +91,15 @@ def export(
             _show(result)
 
 
-def _onnx(model: Any, folder: Path, output: Path, int8: bool, tolerance: float | None) -> dict[str, Any]:
+def _refuse_onnx_options(to: Form, *given: bool) -> None:
+    from fewfold.errors import ModelError
+
+    for option, is_given in zip(("--tolerance", "--optimize-for", "--with-past"), given, strict=True):
+        if is_given:
+            raise ModelError(f"{option} is about ONNX graphs: leave it out with --to {to.value}")
+
+
+def _onnx(model: Any, folder: Path, output: Path, **options: Any) -> dict[str, Any]:
     from fewfold.checkpoint.card import restore_card
     from fewfold.checkpoint.save import atomic_folder, copy_side_files
     from fewfold.export.onnx import export_onnx
@@ -76,7 +110,7 @@ def _onnx(model: Any, folder: Path, output: Path, int8: bool, tolerance: float |
         config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
         config.pop("quantization_config", None)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        report = export_onnx(model, partial / "onnx" / "model.onnx", tolerance=tolerance, int8=int8)
+        report = export_onnx(model, partial / "onnx" / "model.onnx", **options)
     return {
         "file": str(output / "onnx" / "model.onnx"),
         "bytes": report.bytes,
@@ -86,6 +120,8 @@ def _onnx(model: Any, folder: Path, output: Path, int8: bool, tolerance: float |
         "max_difference": report.difference,
         "largest_output": report.largest,
         "external_data": report.external,
+        "optimized_for": options["optimize_for"],
+        "with_past": options["with_past"],
     }
 
 
@@ -120,5 +156,5 @@ def _show(result: dict[str, Any]) -> None:
     console.print(f"saved to {result['file']}: {size}")
     console.print(
         f"ONNX Runtime's {result['output']} differs from torch's by at most {result['max_difference']:.3g} "
-        f"(largest output {result['largest_output']:.3g}); batch and length are free"
+        f"(largest {result['largest_output']:.3g}); batch and length are free, made for {result['optimized_for']}"
     )

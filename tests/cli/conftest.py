@@ -84,3 +84,15 @@ def small(encoder, texts, tmp_path_factory):
     result = CliRunner().invoke(app, [str(argument) for argument in [*arguments, "--calibration", texts, "--json"]])
     assert result.exit_code == 0, result.output
     return SimpleNamespace(folder=out, json=json.loads(result.stdout))
+
+
+@pytest.fixture(scope="session")
+def measured(small, encoder, tmp_path_factory):
+    """What `measure --json` prints of the compressed encoder and the dense one, in a file."""
+    file = tmp_path_factory.mktemp("measured") / "costs.json"
+    arguments = ["measure", small.folder, "--against", encoder, "--batch", 1, "--batch", 2, "--length", 8]
+    arguments += ["--repeats", 3, "--threads", 1, "--json"]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    file.write_text(result.stdout)
+    return SimpleNamespace(file=file, json=json.loads(result.stdout))

@@ -51,9 +51,8 @@ def test_damaged_checkpoint_is_named(run, small, tmp_path):
 
 
 @pytest.mark.full
-def test_measure_against(run, small, encoder):
-    arguments = ("measure", small.folder, "--against", encoder, "--length", 8, "--repeats", 3, "--threads", 1)
-    data = json.loads(run(*arguments, "--json").out)
+def test_measure_against(measured, small, encoder):
+    data = measured.json
     assert data["environment"]["torch"] == metadata.version("torch")
     ours, dense = data["models"][str(small.folder)], data["models"][str(encoder)]
     assert ours["parameters"] == small.json["parameters"]

@@ -10,11 +10,15 @@ import fewfold
 from fewfold.measure.parameters import stored_bytes
 
 
-def test_onnx_is_compared_and_complete(run, small, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    result = run("export", small.folder, tmp_path / "out", "--to", "onnx", "--json")
+@pytest.mark.parametrize("form", ["memory", pytest.param("speed", marks=pytest.mark.full)])
+def test_onnx_is_compared_and_complete(run, small, tmp_path, monkeypatch, form):
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("fewfold.export.late.LARGE", 64)  # these weights are tiny
+    result = run("export", small.folder, tmp_path / "out", "--to", "onnx", "--optimize-for", form, "--json")
     assert result.code == 0
     data = json.loads(result.out)
+    kinds = [node.op_type for node in onnx.load(data["file"]).graph.node]
+    assert ("Sub" in kinds, data["optimized_for"]) == (form == "memory", form)
     model = fewfold.load(small.folder)
     assert data["file"] == str(tmp_path / "out" / "onnx" / "model.onnx")
     assert data["bytes"] == (tmp_path / "out" / "onnx" / "model.onnx").stat().st_size
@@ -38,6 +42,14 @@ def test_a_refused_graph_leaves_nothing(run, small, tmp_path):
     assert "differ from torch's" in result.err
     assert not (tmp_path / "out").exists()
     assert run("export", small.folder, small.folder, "--force").code == 1
+
+
+@pytest.mark.parametrize("option", [["--tolerance", "0.1"], ["--optimize-for", "memory"], ["--with-past"]])
+def test_options_of_onnx_are_refused_elsewhere(run, small, tmp_path, option):
+    result = run("export", small.folder, tmp_path / "out", "--to", "dense", *option)
+    assert result.code == 1
+    assert f"{option[0]} is about ONNX graphs" in result.err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("to", "trust"), [("standalone", True), ("dense", False)])

@@ -1,6 +1,38 @@
 """The command that draws the report."""
 
 import json
+import re
+
+import pytest
+
+
+def cells(page):
+    """The page's data: for each row of the table, what is downloaded by the heading's name."""
+    headings = re.findall(r'data-name="([^"]*)"', page)
+    body = page[page.index("<tbody>", page.index('id="table"')) :]
+    rows = [re.findall(r'data-value="([^"]*)"', row) for row in body[: body.index("</tbody>")].split("</tr>")[:-1]]
+    return {row[0]: dict(zip(headings, row, strict=True)) for row in rows}
+
+
+def test_what_measure_prints_is_on_the_page(run, measured, small, tmp_path):
+    out = tmp_path / "page.html"
+    assert json.loads(run("report", measured.file, small.folder, "--out", out, "--json").out)["entries"] == 2
+    page = out.read_text(encoding="utf-8")
+    found = cells(page)
+    for folder, costs in measured.json["models"].items():
+        row = found[folder.rpartition("/")[2]]
+        for point in measured.json["grid"][folder]:
+            assert float(row[f"ms at {point['batch']}×{point['length']}"]) == point["median"]
+            assert f"({point['low']:,.2f}…{point['high']:,.2f})</td>" in page
+        assert float(row["load, s"]) == costs["load_seconds"]
+        for heading, cost in [
+            ("MB", "stored_bytes"), ("memory, MB", "resident_bytes"), ("peak, MB", "peak_bytes"),
+            ("activations, MB", "activation_bytes"), ("live, M", "live_parameters"), ("parameters, M", "parameters"),
+            ("MACs a token, M", "macs_per_token"),
+        ]:  # fmt: skip
+            assert float(row[heading]) == pytest.approx(costs[cost] / 1e6)
+    for title in ("latency at 1×8", "latency at 2×8", "work", "memory", "load time"):
+        assert f"<h3>Size against {title}</h3>" in page
 
 
 def test_a_page_about_a_table_and_a_folder(run, small, encoder, tmp_path):

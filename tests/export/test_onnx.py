@@ -10,6 +10,7 @@ from transformers import BertConfig, BertModel
 import fewfold
 from fewfold import Dense, LowRank, ModelError, SubvectorCodes
 from fewfold.export.graph import Graph, fold_transposes, shorten_dtypes
+from fewfold.export.late import make_late, shape_late
 from fewfold.export.onnx import compare_onnx, export_onnx, session_of
 
 onnx = pytest.importorskip("onnx")
@@ -82,6 +83,48 @@ def test_comparing_sees_a_wrong_number(tmp_path):
     assert compare_onnx(model, tmp_path / "model.onnx")[0] > 0.01
 
 
+def coded():
+    """Codes whose words reach beyond the last column, with factors for rows, and int8 elsewhere."""
+    recipe = [
+        SubvectorCodes(targets="linears", width=6, words=64, weighting="none"),
+        Dense(targets="rest", stored_dtype="int8"),
+    ]
+    return fewfold.compress(medium(), recipe, fit=False)
+
+
+def _kept_bytes(file, folder):
+    """Bytes of the constants that a session of ONNX Runtime holds, each weight once."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    held = onnx.load(options.optimized_model_filepath).graph.initializer
+    return sum(onnx.numpy_helper.to_array(entry).nbytes for entry in held)
+
+
+def test_a_session_holds_dense_weights_or_only_the_stored_tensors(tmp_path):
+    model = coded()
+    dense = sum(4 * m.in_features * m.out_features for m in model.modules() if hasattr(m, "coded"))
+    fast = export_onnx(model, tmp_path / "fast.onnx")
+    lean = export_onnx(model, tmp_path / "lean.onnx", optimize_for="memory")
+    for report in (fast, lean):
+        assert report.difference < 1e-4 * report.largest
+        onnx.checker.check_model(str(report.file))
+    assert lean.bytes < 1.05 * fast.bytes
+    assert _kept_bytes(lean.file, tmp_path) < 1.1 * lean.bytes
+    assert dense < _kept_bytes(fast.file, tmp_path) < dense + 1.1 * fast.bytes
+
+
+@pytest.mark.parametrize("stored", ["int4", pytest.param("int8", marks=FULL), pytest.param("fp16", marks=FULL)])
+def test_stored_dtypes_stay_in_memory(stored, tmp_path):
+    model = fewfold.compress(medium(), Dense(targets="all", stored_dtype=stored))
+    report = export_onnx(model, tmp_path / "model.onnx", optimize_for="memory")
+    assert report.difference < 1e-4 * report.largest
+    assert _kept_bytes(report.file, tmp_path) < 1.1 * report.bytes
+
+
 def _graph(nodes, held, outputs=("y",)):
     helper = onnx.helper
     value = [helper.make_tensor_value_info(name, 1, None) for name in ("x", *outputs)]
@@ -104,6 +147,30 @@ def test_edits_keep_the_numbers(tmp_path):
     x = np.random.default_rng(1).standard_normal((3, 30)).astype(np.float32)
     (y,) = session_of(tmp_path / "g.onnx").run(None, {"x": x})
     np.testing.assert_allclose(y, x @ matrix.T, rtol=1e-5)
+
+
+@pytest.mark.parametrize("late", [make_late, shape_late])
+def test_weights_are_made_where_they_are_multiplied(late, tmp_path):
+    node = onnx.helper.make_node
+    rng = np.random.default_rng(0)
+    words, codes = rng.standard_normal((16, 3)).astype(np.float32), rng.integers(0, 16, (50, 20))
+    graph = _graph(
+        [
+            node("Cast", ["codes"], ["places"], to=6), node("Gather", ["words", "places"], ["found"]),
+            node("Reshape", ["found", "shape"], ["w"]), node("Transpose", ["w"], ["t"], perm=[1, 0]),
+            node("Relu", ["x"], ["states"]), node("MatMul", ["states", "t"], ["y"]),
+        ],
+        {"words": np.tile(words, (30, 1)), "codes": codes.repeat(2, 0), "shape": np.array([100, 60])},
+    )  # fmt: skip
+    assert late(graph) == (2 if late is make_late else 1)
+    kinds = [one.op_type for one in graph.nodes()]
+    first = kinds.index("Cast" if late is make_late else "Reshape")
+    assert kinds.index("Relu") < first < kinds.index("MatMul") == len(kinds) - 1
+    onnx.save_model(graph.finish(), str(tmp_path / "g.onnx"))
+    x = rng.standard_normal((4, 60)).astype(np.float32)
+    (y,) = session_of(tmp_path / "g.onnx").run(None, {"x": x})
+    expected = np.maximum(x, 0) @ words[codes.repeat(2, 0)].reshape(100, 60).T
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_numbers_that_a_short_dtype_would_change_stay():

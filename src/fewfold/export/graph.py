@@ -53,15 +53,40 @@ class Graph:
 
     def node(self, kind: str, inputs: list[str], before: Any = None, **attributes: Any) -> str:
         """A new node's output; it stands before ``before``, or in front of all."""
-        from onnx import helper
-
-        output = self._name()
-        made = helper.make_node(kind, inputs, [output], **attributes)
+        made = self.make(kind, inputs, **attributes)
         if before is None:
             self._front.append(made)
         else:
             self._order.insert(next(i for i, node in enumerate(self._order) if node is before), made)
-        return output
+        return str(made.output[0])
+
+    def follow(self, node: Any, kind: str, other: str) -> None:
+        """Put a node of two inputs behind another; it makes what that one made."""
+        made = self.make(kind, [self._name(), other])
+        node.output[0], made.output[0], made.input[0] = made.input[0], node.output[0], made.input[0]
+        self._order.insert(next(i for i, one in enumerate(self._order) if one is node) + 1, made)
+
+    def make(self, kind: str, inputs: list[str], **attributes: Any) -> Any:
+        """A new node that stands nowhere yet."""
+        from onnx import helper
+
+        return helper.make_node(kind, inputs, [self._name()], **attributes)
+
+    def ordered(self) -> list[Any]:
+        """All nodes, each behind what it takes."""
+        return [*_ordered(self._front), *self._order]
+
+    def reorder(self, nodes: list[Any]) -> None:
+        """Let the nodes be these, in this order."""
+        self._front, self._order = [], nodes
+
+    def constants(self) -> dict[str, Any]:
+        """Values that are computed from initializers alone, with the nodes that make them."""
+        made: dict[str, Any] = {}
+        for node in self.ordered():
+            if all(name in self.initializers or name in made or not name for name in node.input):
+                made.update(dict.fromkeys(node.output, node))
+        return made
 
     def uses(self, name: str) -> int:
         """How often nodes take a value."""
@@ -103,7 +128,7 @@ class Graph:
         """The edited model: nothing unused, no names of nodes, no notes."""
         taken = {name for node in self.nodes() for name in node.input} | {entry.name for entry in self.graph.output}
         kept = [entry for name, entry in self.initializers.items() if name in taken]
-        nodes = [*_ordered(self._front), *self._order]
+        nodes = self.ordered()
         for field in ("node", "initializer", "value_info", "metadata_props"):
             self.graph.ClearField(field)
         self.graph.ClearField("doc_string")
@@ -166,7 +191,11 @@ def drop_copies(graph: Graph) -> None:
 
 
 def shorten_dtypes(graph: Graph) -> None:
-    """Keep each initializer in the smallest dtype that holds all its numbers exactly, with a cast behind it."""
+    """Keep each initializer in the smallest dtype that holds all its numbers exactly, with a cast behind it.
+
+    The cast stands behind a look-up of rows, but before one that codes make: a codebook is smaller than they are many.
+    """
+    constants = graph.constants()
     for name in list(graph.initializers):
         values = graph.array(name)
         short = _shortest(values)
@@ -175,7 +204,7 @@ def shorten_dtypes(graph: Graph) -> None:
         kind = graph.initializers[name].data_type
         if graph.uses(name) == 0:
             continue
-        gathers = graph.row_lookups(name)
+        gathers = [node for node in graph.row_lookups(name) if node.output[0] not in constants]
         others = graph.uses(name) > len(gathers)
         held = graph.add(values.astype(short))
         for node in gathers:

@@ -57,6 +57,9 @@ def _keep(graph: Graph, name: str, leaf: _Stored, transposed: bool) -> bool:
         numbers = padded[:, ::2] | (padded[:, 1::2] << 4)
     elif groups > 1:
         numbers = np.pad(numbers, ((0, 0), (0, groups * width - columns)))
+    if bits == 8 and groups == 1 and _multiplied(graph, name):
+        _scale_products(graph, name, numbers.T if transposed else numbers, scale, transposed)
+        return True
     if transposed:
         straight = graph.add(graph.array(name).T)
         graph.rename(name, graph.node("Transpose", [straight], perm=[1, 0]))
@@ -64,6 +67,24 @@ def _keep(graph: Graph, name: str, leaf: _Stored, transposed: bool) -> bool:
         name = straight
     _expand(graph, name, numbers, scale, (columns, groups, width), bits)
     return True
+
+
+def _multiplied(graph: Graph, name: str) -> bool:
+    """Whether products with it, from the right, are all that a matrix is used for."""
+    users = [node for node in graph.nodes() if name in node.input]
+    return all(node.op_type == "MatMul" and list(node.input).index(name) == 1 for node in users)
+
+
+def _scale_products(graph: Graph, key: str, codes: Any, scale: Any, transposed: bool) -> None:
+    """Multiply by whole numbers; the scales go to the products, or to what is multiplied."""
+    row = graph.add(scale.reshape(-1))
+    for node in [one for one in graph.nodes() if key in one.input]:
+        if transposed:
+            graph.follow(node, "Mul", row)
+        else:
+            node.input[0] = graph.node("Mul", [node.input[0], row], before=node)
+    graph.rename(key, graph.node("Cast", [graph.add(codes)], to=1))
+    graph.drop(key)
 
 
 def _expand(graph: Graph, key: str, codes: Any, scale: Any, sizes: tuple[int, int, int], bits: int) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,12 +19,15 @@ from fewfold.errors import ModelError
 from fewfold.export.feeds import SIZES, FirstOutput, dynamic_axes, example, first_output
 from fewfold.export.graph import Graph, drop_copies, fold_transposes, shorten_dtypes
 from fewfold.export.integers import keep_integers
+from fewfold.export.late import make_late, shape_late
+from fewfold.export.past import PAST_KEY, TRACED, WithPast, compare_past, output_names, past_example, past_shapes
 from fewfold.measure.modes import evaluating
 from fewfold.measure.parameters import stored_bytes
 from fewfold.methods.subvector_codes.modules import CodedLinear
 from fewfold.optional import require
 from fewfold.progress import step
 
+OptimizeFor = Literal["speed", "memory"]
 TOLERANCE = 1e-3  # of the largest output
 INT8_TOLERANCE = 0.5
 LIMIT = 2**31 - 2**20  # a protobuf holds less than 2 GB
@@ -61,17 +64,28 @@ class OnnxReport:
 
 
 def export_onnx(
-    model: Any, file: str | PathLike[str], *, tolerance: float | None = None, int8: bool = False
+    model: Any,
+    file: str | PathLike[str],
+    *,
+    tolerance: float | None = None,
+    int8: bool = False,
+    optimize_for: OptimizeFor = "speed",
+    with_past: bool = False,
 ) -> OnnxReport:
     """Write a model, compressed or dense, as ONNX and compare it with torch at several batches and lengths.
 
     Shared tensors stand in the file once, integer-stored weights as integers, codes as codes with their codebooks.
-    The weights are inside of the one file; above 2 GB they stand in ``FILE.data``. Decoders are exported without past
-    keys and values: every call reads the whole text.
+    The weights are inside of the one file; above 2 GB they stand in ``FILE.data``.
 
     :param tolerance: refuse above this difference, as a share of the largest output (1e-3; with ``int8``, 0.5).
     :param int8: quantize activations and the remaining dense matrices to int8 at run time (onnxruntime's dynamic
         quantization); factors that several products share in both orientations, and codes, stay as they are.
+    :param optimize_for: ``speed`` lets ONNX Runtime make dense weights once, when a session starts, and keep them.
+        ``memory`` makes each weight at every run, just before its product: a session holds the stored tensors and one
+        weight at a time, and a run of few tokens takes longer.
+    :param with_past: of a decoder, past keys and values are inputs (``past_key_values.N.key`` and ``.value``) and the
+        longer ones outputs (``present.N.key`` and ``.value``): a call reads new tokens only, of an empty past at first.
+        Without, every call reads the whole text.
     :raises ModelError: if the outputs differ by more, or the model gives neither logits nor last hidden states.
     :raises ImportError: if onnx, onnxscript or onnxruntime is missing.
     """
@@ -82,7 +96,7 @@ def export_onnx(
     share = (INT8_TOLERANCE if int8 else TOLERANCE) if tolerance is None else tolerance
     with _traceable(model):
         with step("tracing"):
-            name, proto = trace(model)
+            name, proto = trace(model, with_past)
         graph = Graph(proto)
         with step("writing ONNX"):
             drop_copies(graph)
@@ -90,6 +104,7 @@ def export_onnx(
             fold_transposes(graph)
             if not int8:
                 shorten_dtypes(graph)
+            (make_late if optimize_for == "memory" else shape_late)(graph)
             external = _write(graph.finish(), file)
         if int8:
             with step("quantizing"):
@@ -107,25 +122,30 @@ def export_onnx(
     return report
 
 
-def trace(model: Any) -> tuple[str, Any]:
-    """The output's name, and the graph as torch's exporter gives it with small constants computed."""
-    values = example(model, *SIZES[0])
+def trace(model: Any, with_past: bool = False) -> tuple[str, Any]:
+    """The first output's name, and the graph as torch's exporter gives it with small constants computed."""
+    values = past_example(model, *TRACED) if with_past else example(model, *SIZES[0])
+    names = list(values)
     with torch.no_grad():
-        try:
-            name, _ = first_output(model(**values))
-        except ValueError as error:
-            raise ModelError(f"{type(model).__name__} cannot become ONNX: {error}") from None
+        if with_past:
+            traced: nn.Module = WithPast(model)
+            outputs, axes = output_names(names), past_shapes(names)
+        else:
+            try:
+                outputs = [first_output(model(**values))[0]]
+            except ValueError as error:
+                raise ModelError(f"{type(model).__name__} cannot become ONNX: {error}") from None
+            traced, axes = FirstOutput(model, names), {"values": tuple(dynamic_axes(values).values())}
         with _quiet():
             program = torch.onnx.export(
-                FirstOutput(model, list(values)).eval(), tuple(values.values()), dynamo=True, verbose=False,
-                optimize=False, input_names=list(values), output_names=[name],
-                dynamic_shapes={"values": tuple(dynamic_axes(values).values())},
+                traced.eval(), tuple(values.values()), dynamo=True, verbose=False, optimize=False,
+                input_names=names, output_names=outputs, dynamic_shapes=axes,
             )  # fmt: skip
     from onnxscript import optimizer
 
     assert program is not None
     optimizer.optimize(program.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
-    return name, program.model_proto
+    return outputs[0], program.model_proto
 
 
 def compare_onnx(model: Any, file: str | PathLike[str]) -> tuple[float, float]:
@@ -135,16 +155,17 @@ def compare_onnx(model: Any, file: str | PathLike[str]) -> tuple[float, float]:
     """
     session = session_of(file)
     names = [entry.name for entry in session.get_inputs()]
-    worst, largest = 0.0, 0.0
+    compare = compare_past if PAST_KEY in names else _compare
     with torch.inference_mode(), evaluating(model):
-        for size in SIZES:
-            values = example(model, *size)
-            expected = first_output(model(**values))[1].float().numpy()
-            (found,) = session.run(None, {name: values[name].numpy() for name in names})
-            difference = float(np.abs(found - expected).max())
-            worst = difference if np.isnan(difference) else max(worst, difference)
-            largest = max(largest, float(np.abs(expected).max()))
-    return worst, largest
+        found = np.array([compare(model, session, *size) for size in SIZES])
+    return float(found[:, 0].max()), float(found[:, 1].max())  # NaN is the maximum where there is one
+
+
+def _compare(model: Any, session: Any, batch: int, length: int) -> tuple[float, float]:
+    values = example(model, batch, length)
+    expected = first_output(model(**values))[1].float().numpy()
+    (found,) = session.run(None, {entry.name: values[entry.name].numpy() for entry in session.get_inputs()})
+    return float(np.abs(found - expected).max()), float(np.abs(expected).max())
 
 
 def session_of(file: str | PathLike[str], threads: int = 1) -> Any:

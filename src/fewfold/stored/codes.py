@@ -89,8 +89,8 @@ class CodedMatrix(CodedState):
             return self.matrix()
         return self.attend(input) if input.is_floating_point() else self.look_up(input)
 
-    def matrix(self) -> Tensor:
-        """The dense ``(rows, columns)``."""
+    def matrix(self, scaled: bool = True) -> Tensor:
+        """The dense ``(rows, columns)``, with or without the rows' factors."""
         total: Tensor | None = None
         for index, stage in enumerate(self.stages):
             part = self.words(index, self.codes(index))
@@ -98,7 +98,13 @@ class CodedMatrix(CodedState):
                 part = F.embedding(self._place(stage), F.pad(part, (0, 0, 0, 1)))
             total = part if total is None else total + part
         assert total is not None
-        return total if self.scales is None else total * self.scales[:, None]
+        return total if self.scales is None or not scaled else total * self.scales[:, None]
+
+    def unscaled(self) -> Tensor:
+        """The dense matrix without the rows' factors; where its words reach beyond the last column, so does it."""
+        if len(self.stages) > 1 or self.stages[0].rows is not None:
+            return self.matrix(scaled=False)
+        return F.embedding(self._numbered(0, self.codes(0)), self._book(0)).flatten(-2)
 
     def look_up(self, ids: Tensor) -> Tensor:
         """Ids of any shape to ``(…, columns)``: only their codes are read."""
@@ -189,11 +195,12 @@ class CodedMatrix(CodedState):
         return self._book(index).unflatten(0, (-1, self.stages[index].words)).to(dtype)
 
     def _numbered(self, index: int, codes: Tensor) -> Tensor:
-        """Codes as int64 numbers of words among those of all positions."""
-        stage, codes = self.stages[index], codes.long()
+        """Codes as numbers of words among those of all positions: int64, in a traced graph half as long."""
+        kind = torch.int32 if torch.compiler.is_exporting() else torch.int64
+        stage, codes = self.stages[index], codes.to(kind)
         if stage.shared:
             return codes
-        return codes + torch.arange(codes.shape[-1], device=codes.device) * stage.words
+        return codes + torch.arange(codes.shape[-1], dtype=kind, device=codes.device) * stage.words
 
     def words(self, index: int, codes: Tensor) -> Tensor:
         """``(…, positions)`` codes to ``(…, columns)``."""

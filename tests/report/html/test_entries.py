@@ -26,10 +26,12 @@ def test_front_holds_exactly_what_nothing_beats(seed, more):
 
 def test_entries_of_one_folder_become_one():
     first = Entry("small", "a.json", {"accuracy": Score(0.9)}, bytes=4, folder="m/small")
-    second = Entry("small", "b.json", {"nn10": Score(0.5)}, bytes=5, macs=7.0, latency={"1x16": 2.0}, folder="m/small")
+    second = Entry(
+        "small", "b.json", {"nn10": Score(0.5)}, bytes=5, macs=7.0, latency={"1x16": Score(2.0)}, folder="m/small"
+    )
     (one,) = joined([first, second])
     assert one.quality == {"accuracy": Score(0.9), "nn10": Score(0.5)}
-    assert (one.bytes, one.macs, one.latency, one.origin) == (4, 7.0, {"1x16": 2.0}, "a.json, b.json")
+    assert (one.bytes, one.macs, one.latency, one.origin) == (4, 7.0, {"1x16": Score(2.0)}, "a.json, b.json")
 
 
 def test_repeated_rows_stand_once_and_different_ones_stay():

@@ -31,7 +31,7 @@ def test_evaluation_and_costs_of_one_folder_are_joined(files):
     assert set(found) == {"small", "dense"}
     small = found["small"]
     assert small.quality == {"sst2, accuracy": Score(0.9, 0.88, 0.92)}
-    assert (small.bytes, small.latency, small.minutes) == (4_000_000, {"1x16": 3.5}, 2.0)
+    assert (small.bytes, small.latency, small.minutes) == (4_000_000, {"1x16": Score(3.5)}, 2.0)
     assert found["dense"].bytes == 36_000_000
 
 
@@ -47,7 +47,7 @@ def test_flat_numbers_of_a_run(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"name": "a", "kind": "k", "model": "m", "numbers": numbers}))
     (one,) = read_sources([tmp_path]).entries
     assert one.quality == {"accuracy": Score(0.5), "bleu": Score(30.0, 29.0, 31.0)}
-    assert (one.bytes, one.latency) == (5, {"latency": 2.0})
+    assert (one.bytes, one.latency) == (5, {"latency": Score(2.0)})
 
 
 def test_a_folder_is_read_whole_and_tells_what_it_leaves_out(files, tmp_path):

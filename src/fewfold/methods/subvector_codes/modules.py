@@ -100,7 +100,17 @@ class CodedLinear(_Coded, AssembledLinear):
         """``(…, in_features)`` to ``(…, out_features)``."""
         if self._form_at(hidden_states) == "chained":
             return self.chained(hidden_states)
+        if torch.compiler.is_exporting():
+            return self._traced(hidden_states)
         return F.linear(hidden_states, self.rebuilt_weight(), self.bias)
+
+    def _traced(self, hidden_states: Tensor) -> Tensor:
+        """As rebuilt, with the fewest steps from codes to products: a graph may take them anew at every run."""
+        weight = self.coded.unscaled()
+        missing = weight.shape[1] - self.in_features
+        out = F.linear(F.pad(hidden_states, (0, missing)) if missing else hidden_states, weight)
+        out = out if self.coded.scales is None else out * self.coded.scales
+        return out if self.bias is None else out + self.bias
 
     def chained(self, hidden_states: Tensor) -> Tensor:
         """Partial dot products, gathered and summed."""

@@ -10,6 +10,8 @@ from typing import Any
 
 # Metrics of which less is better, by a word in their names; of all others more is.
 _LESS_IS_BETTER = ("perplexity", "error", "loss")
+# What an entry costs in single numbers, by the names of its fields.
+COSTS = ("bytes", "parameters", "macs", "live", "load", "memory", "peak", "activations")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class Entry:
     :param parameters: unique parameters.
     :param macs: multiply-accumulates a token; 0 marks a floor, which does no work.
     :param latency: milliseconds by grid point, such as ``1x16`` (batch × length).
+    :param live: parameters that a forward reads, shared ones at every use.
+    :param load: seconds to load.
+    :param memory: bytes that the loaded model takes.
+    :param peak: the most bytes that loading takes.
+    :param activations: bytes of intermediate results at the largest measured input.
     :param minutes: wall time of what made or judged it.
     :param calibration: name of the texts it was fitted to.
     :param folder: of the model, by which entries of one model are joined.
@@ -43,7 +50,12 @@ class Entry:
     bytes: int | None = None
     parameters: int | None = None
     macs: float | None = None
-    latency: dict[str, float] = field(default_factory=dict)
+    latency: dict[str, Score] = field(default_factory=dict)
+    live: int | None = None
+    load: float | None = None
+    memory: int | None = None
+    peak: int | None = None
+    activations: int | None = None
     minutes: float | None = None
     calibration: str | None = None
     folder: str | None = None
@@ -85,9 +97,7 @@ def joined(entries: Sequence[Entry]) -> list[Entry]:
 def _join(first: Entry, second: Entry) -> Entry:
     origins = dict.fromkeys([*first.origin.split(", "), *second.origin.split(", ")])
     missing = {
-        name: getattr(second, name)
-        for name in ("bytes", "parameters", "macs", "minutes", "calibration")
-        if getattr(first, name) is None
+        name: getattr(second, name) for name in (*COSTS, "minutes", "calibration") if getattr(first, name) is None
     }
     return replace(
         first, origin=", ".join(origins), quality={**first.quality, **second.quality},

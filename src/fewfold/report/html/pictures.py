@@ -11,6 +11,11 @@ from fewfold.report.html.scatter import Axis, Picture, scatter
 from fewfold.report.html.svg import SETTINGS, svg
 
 METRICS = 6
+COSTS = (
+    ("macs", "work", "MACs a token (M)", 1e6),
+    ("memory", "memory", "memory of the loaded model (MB)", 1e6),
+    ("load", "load time", "load time (s)", 1.0),
+)
 
 
 def quality_pictures(entries: Sequence[Entry]) -> list[Picture]:
@@ -25,18 +30,19 @@ def quality_pictures(entries: Sequence[Entry]) -> list[Picture]:
 
 
 def speed_pictures(entries: Sequence[Entry]) -> list[Picture]:
-    """Size against each measured latency, and against work a token."""
+    """Size against each measured latency, then against work a token, memory and load time."""
     found: list[Picture] = []
     for point in dict.fromkeys(point for entry in entries for point in entry.latency):
-        told = [(entry, Score(entry.latency[point])) for entry in entries if entry.bytes and point in entry.latency]
+        told = [(entry, entry.latency[point]) for entry in entries if entry.bytes and point in entry.latency]
         label = "latency (ms)" if point == "latency" else f"latency at {point.replace('x', '×')} (ms)"
         if len(told) > 1:
             axis = Axis(label, more=False, logarithmic=True)
             found.append(_scatter(f"speed-{len(found)}", f"Size against {label.split(' (')[0]}", told, axis))
-    told = [(entry, Score(entry.macs / 1e6)) for entry in entries if entry.bytes and entry.macs]
-    if len(told) > 1:
-        axis = Axis("MACs a token (M)", more=False, logarithmic=True)
-        found.append(_scatter("work", "Size against work", told, axis))
+    for cost, title, label, unit in COSTS:
+        known = [entry for entry in entries if entry.bytes and getattr(entry, cost)]
+        if len(known) > 1:
+            told = [(entry, Score(getattr(entry, cost) / unit)) for entry in known]
+            found.append(_scatter(cost, f"Size against {title}", told, Axis(label, more=False, logarithmic=True)))
     return found
 
 

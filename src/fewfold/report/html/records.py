@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -10,9 +11,14 @@ from fewfold.report.html.entries import Entry, Score
 
 # Figures of a run that say what it costs, by the names that records use.
 _SIZES = {
-    "bytes": ("bytes", "weight_file_bytes", "file_bytes"),
+    "bytes": ("bytes", "stored_bytes", "weight_file_bytes", "file_bytes"),
     "parameters": ("parameters", "unique_parameters"),
     "macs": ("macs", "macs_per_token"),
+    "live": ("live_parameters",),
+    "load": ("load_seconds",),
+    "memory": ("resident_bytes",),
+    "peak": ("peak_bytes",),
+    "activations": ("activation_bytes",),
 }
 
 
@@ -78,19 +84,19 @@ def _evaluation(result: Mapping[str, Any], name: str, origin: str) -> Entry:
     folder = result.get("folder")
     return Entry(
         _folder_name(folder) if folder else name, origin, quality, model.get("bytes"), model.get("parameters"),
-        minutes=result.get("minutes"), folder=_folder_key(folder),
+        minutes=result.get("minutes"), folder=folder_key(folder),
     )  # fmt: skip
 
 
 def _costs(result: Mapping[str, Any], origin: str) -> Iterator[Entry]:
-    """What ``fewfold measure --json`` prints: costs by model."""
+    """What ``fewfold measure --json`` prints: costs by model, and timings over a grid."""
     for folder, costs in result["models"].items():
         if not isinstance(costs, dict):
             continue
-        grid = f"{result['batch']}x{result['length']}" if "batch" in result and "length" in result else "latency"
-        yield Entry(
-            _folder_name(folder), origin, latency=_latency(costs, grid), folder=_folder_key(folder), **_sizes(costs)
-        )
+        first = f"{result['batch']}x{result['length']}" if "batch" in result and "length" in result else "latency"
+        timings = {f"{one['batch']}x{one['length']}": _timing(one) for one in result.get("grid", {}).get(folder, ())}
+        latency = {**_latency(costs, first), **{point: timing for point, timing in timings.items() if timing}}
+        yield Entry(_folder_name(folder), origin, latency=latency, folder=folder_key(folder), **_sizes(costs))
 
 
 def _judged(content: Mapping[str, Any], name: str, origin: str) -> Entry:
@@ -131,20 +137,26 @@ def _sizes(costs: Mapping[str, Any]) -> dict[str, Any]:
     return {size: value for size, value in found.items() if value is not None}
 
 
-def _latency(costs: Mapping[str, Any], grid: str) -> dict[str, float]:
+def _latency(costs: Mapping[str, Any], grid: str) -> dict[str, Score]:
     """Milliseconds by grid point, from one number or from a table of timings."""
-    found = {grid: float(costs["latency_ms"])} if isinstance(costs.get("latency_ms"), int | float) else {}
+    found = {grid: _timing(costs["latency_ms"])} if isinstance(costs.get("latency_ms"), int | float) else {}
     for key in ("latency", "latency_ms"):
         for point, timing in (costs[key] if isinstance(costs.get(key), dict) else {}).items():
-            median = timing.get("median") if isinstance(timing, dict) else timing
-            if isinstance(median, int | float):
-                found[str(point)] = float(median)
-    return found
+            found[str(point)] = _timing(timing)
+    return {point: timing for point, timing in found.items() if timing}
+
+
+def _timing(timing: Any) -> Score | None:
+    """A median, with its percentiles where they are told."""
+    told = timing if isinstance(timing, dict) else {"median": timing}
+    median = told.get("median")
+    return Score(float(median), told.get("low"), told.get("high")) if isinstance(median, int | float) else None
 
 
 def _folder_name(folder: str) -> str:
     return PurePath(folder).name or folder
 
 
-def _folder_key(folder: str | None) -> str | None:
-    return None if folder is None else str(PurePath(folder))
+def folder_key(folder: str | None) -> str | None:
+    """One key for a folder, however it was given."""
+    return None if folder is None else os.path.abspath(folder)

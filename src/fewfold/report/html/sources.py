@@ -12,7 +12,7 @@ from typing import Any
 from fewfold.errors import FewfoldError
 from fewfold.report.html.entries import Entry, joined
 from fewfold.report.html.layers import Study, study
-from fewfold.report.html.records import entries_in
+from fewfold.report.html.records import entries_in, folder_key
 
 ACCEPTED = (
     "records of runs, tables of quality, results of `fewfold evaluate --out`, `fewfold measure --json` and "
@@ -75,7 +75,7 @@ def _read_model(folder: Path, dense: Path | None, sources: Sources) -> None:
     found = study(folder, dense)
     sources.studies.append(found)
     sources.entries.append(
-        Entry(folder.name, str(folder), bytes=found.bytes, parameters=found.parameters, folder=str(folder))
+        Entry(folder.name, str(folder), bytes=found.bytes, parameters=found.parameters, folder=folder_key(str(folder)))
     )
     if (folder / "distill.json").is_file():
         _read_file(folder / "distill.json", sources)

@@ -34,12 +34,19 @@ def table_of(entries: Sequence[Entry]) -> tuple[list[Column], list[list[Cell]]]:
         (Column("model", "", False), lambda entry: entry.name, str),
         (Column("MB", "stored bytes, in millions", True), lambda entry: _million(entry.bytes), _two),
         (Column("parameters, M", "unique ones", True), lambda entry: _million(entry.parameters), _two),
+        (Column("live, M", "parameters that a forward reads", True), lambda entry: _million(entry.live), _two),
         (Column("MACs a token, M", "multiply-accumulates", True), lambda entry: _million(entry.macs), _two),
     ]
     for point in points:
         name = "ms" if point == "latency" else f"ms at {point.replace('x', '×')}"
-        hint = "median latency at batch × length"
-        columns.append((Column(name, hint, True), _latency(point), _two))
+        hint = "median latency at batch × length (10th…90th percentile)"
+        columns.append((Column(name, hint, True), _latency(point), _time))
+    columns += [
+        (Column("load, s", "in a process of its own", True), lambda entry: entry.load, _two),
+        (Column("memory, MB", "of the loaded model", True), lambda entry: _million(entry.memory), _two),
+        (Column("peak, MB", "most memory while loading", True), lambda entry: _million(entry.peak), _two),
+        (Column("activations, MB", "at the largest input", True), lambda entry: _million(entry.activations), _two),
+    ]
     for metric in metrics_of(entries):
         hint = "more is better" if more_is_better(metric) else "less is better"
         columns.append((Column(metric, hint, True), _quality(metric), _score))
@@ -73,6 +80,11 @@ def _million(number: float | None) -> float | None:
 
 def _two(number: float) -> str:
     return f"{number:,.2f}"
+
+
+def _time(timing: Score) -> str:
+    told = f"{timing.value:,.2f}"
+    return told if timing.low is None or timing.high is None else f"{told} ({timing.low:,.2f}…{timing.high:,.2f})"
 
 
 def _score(score: Score) -> str:
