@@ -87,7 +87,7 @@ def coded():
     """Codes whose words reach beyond the last column, with factors for rows, and int8 elsewhere."""
     recipe = [
         SubvectorCodes(targets="linears", width=6, words=64, weighting="none"),
-        Dense(targets="rest", stored_dtype="int8"),
+        Dense(targets="embeddings", stored_dtype="int8"),
     ]
     return fewfold.compress(medium(), recipe, fit=False)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from fewfold.export.graph import Graph
 
-LARGE = 4096  # bytes of a constant that is held back
+LARGE = 1024  # bytes of a constant that is held back
 _VIEWS = ("Reshape", "Transpose")  # a product takes them in passing
 
 
