@@ -62,6 +62,7 @@ def test_measure_against(measured, small, encoder):
     assert min(ours["latency_ms"], ours["load_seconds"], ours["peak_bytes"]) > 0
 
 
+@pytest.mark.full
 def test_measure_alone(run, encoder):
     result = run("measure", encoder, "--length", 8, "--repeats", 1)
     assert result.code == 0

@@ -14,6 +14,7 @@ def cells(page):
     return {row[0]: dict(zip(headings, row, strict=True)) for row in rows}
 
 
+@pytest.mark.full
 def test_what_measure_prints_is_on_the_page(run, measured, small, tmp_path):
     out = tmp_path / "page.html"
     assert json.loads(run("report", measured.file, small.folder, "--out", out, "--json").out)["entries"] == 2

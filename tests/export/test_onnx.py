@@ -104,6 +104,7 @@ def _kept_bytes(file, folder):
     return sum(onnx.numpy_helper.to_array(entry).nbytes for entry in held)
 
 
+@pytest.mark.full
 def test_a_session_holds_dense_weights_or_only_the_stored_tensors(tmp_path):
     model = coded()
     dense = sum(4 * m.in_features * m.out_features for m in model.modules() if hasattr(m, "coded"))
