@@ -19,6 +19,7 @@ from common import RESULTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "claims.md"
 HOLDS, FAILS = "holds at this scale", "does not hold at this scale"
+PARTLY = "holds in part at this scale"
 
 BERT_BASE = 109_191_936  # parameters with 30,528 tokens and 128 positions, as the paper counts
 PROGRAMS = {"codes_tables": "codes_quality"}  # where a result's program is called otherwise
@@ -68,7 +69,8 @@ def reached(fragment: str) -> Callable[[dict[str, Any]], Verdict]:
         if not found:
             raise SystemExit(f"no check says {fragment!r}; there are: {[check['what'] for check in result['checks']]}")
         measured = "; ".join(f"{check['what']}: {check['measured']}" for check in found)
-        return measured, HOLDS if all(check["reached"] for check in found) else FAILS
+        held = [check["reached"] for check in found]
+        return measured, HOLDS if all(held) else PARTLY if any(held) else FAILS
 
     return judge
 
@@ -109,12 +111,14 @@ def shared_counts(_: dict[str, Any]) -> Verdict:
 def speed(result: dict[str, Any]) -> Verdict:
     """The published order against dense, on two CPU cores instead of the paper's hardware."""
     rows = {row["name"]: row for row in result["rows"]}
-    parts, good = [], True
+    parts, good, theirs = [], True, True
     for size, claimed in result["paper"].items():
         faster = rows[f"{size}, published order"]["8x128"]["faster"]
         parts.append(f"{size} {faster:.2f}× (paper {claimed}×; ours {rows[size]['8x128']['faster']:.2f}×)")
         good = good and rows[size]["8x128"]["faster"] >= claimed
-    return "; ".join(parts), HOLDS if good else FAILS
+        theirs = theirs and faster >= claimed
+    verdict = HOLDS if theirs else "holds with our execution, not in the published order" if good else FAILS
+    return "; ".join(parts), verdict
 
 
 CLAIMS = [
