@@ -1,5 +1,7 @@
 """What the README and the examples show works as written."""
 
+import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -43,6 +45,13 @@ def test_commands_of_the_readme_exist(run):
         command = [words[1]] if words[1] not in GROUPS else words[1:3]
         shown = run(*command, "--help").out
         assert all(word in shown for word in words if word.startswith("--"))
+
+
+def test_the_headline_is_what_was_measured():
+    spec = importlib.util.spec_from_file_location("headline", REPOSITORY / "benchmarks" / "headline.py")
+    headline = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(headline)
+    assert headline.filled(README, json.loads(headline.RESULT.read_text(encoding="utf-8"))) == README
 
 
 def test_the_demo_table_is_filled():
