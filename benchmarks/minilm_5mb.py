@@ -41,7 +41,7 @@ FOLDER, KEPT = Path(__file__).parent / f".{NAME}", RESULTS / f"{NAME}.json"
 GRID = ((1, 16), (8, 128))
 PROCESSES = 5  # a graph's memory and load time: the median of so many processes
 ROUNDS = {(1, 16): 200, (8, 128): 15}
-BUDGET = "bytes=4.6MB"
+BUDGET = "bytes=4.8MB"
 
 _LOAD = """
 import json, sys, time
