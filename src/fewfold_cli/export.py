@@ -19,6 +19,7 @@ class OptimizeFor(str, Enum):
     """What an ONNX graph is made for."""
 
     speed = "speed"
+    balance = "balance"
     memory = "memory"
 
 
@@ -48,10 +49,10 @@ def export(
     optimize_for: Annotated[
         OptimizeFor,
         typer.Option(
-            help="Of ONNX. speed: dense weights are made once, when a session starts, and kept. memory: each is made "
-            "at every run, before its product: a session holds little more than the file, short inputs take longer."
+            help="Of ONNX. speed: dense weights are made and packed once, when a session starts. balance: codes are "
+            "looked up then, and packed at every run. memory: each weight is made at every run, before its product."
         ),
-    ] = OptimizeFor.speed,
+    ] = OptimizeFor.balance,
     with_past: Annotated[
         bool,
         typer.Option(
@@ -71,7 +72,7 @@ def export(
         existing_model(folder)
         check_output(output, force, folder)
         if to not in (Form.onnx, Form.onnx_int8):
-            _refuse_onnx_options(to, tolerance is not None, optimize_for is OptimizeFor.memory, with_past)
+            _refuse_onnx_options(to, tolerance is not None, optimize_for is not OptimizeFor.balance, with_past)
         import fewfold
         from fewfold.progress import step
 

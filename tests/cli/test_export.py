@@ -10,7 +10,9 @@ import fewfold
 from fewfold.measure.parameters import stored_bytes
 
 
-@pytest.mark.parametrize("form", ["memory", pytest.param("speed", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "form", ["memory", *(pytest.param(form, marks=pytest.mark.full) for form in ("speed", "balance"))]
+)
 def test_onnx_is_compared_and_complete(run, small, tmp_path, monkeypatch, form):
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     monkeypatch.setattr("fewfold.export.late.LARGE", 64)  # these weights are tiny
@@ -44,7 +46,7 @@ def test_a_refused_graph_leaves_nothing(run, small, tmp_path):
     assert run("export", small.folder, small.folder, "--force").code == 1
 
 
-@pytest.mark.parametrize("option", [["--tolerance", "0.1"], ["--optimize-for", "memory"], ["--with-past"]])
+@pytest.mark.parametrize("option", [["--tolerance", "0.1"], ["--optimize-for", "speed"], ["--with-past"]])
 def test_options_of_onnx_are_refused_elsewhere(run, small, tmp_path, option):
     result = run("export", small.folder, tmp_path / "out", "--to", "dense", *option)
     assert result.code == 1

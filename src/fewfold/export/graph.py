@@ -1,4 +1,4 @@
-"""Edit an ONNX graph: add and replace nodes, shorten what stands in the file, keep every number."""
+"""Edit an ONNX graph: add and replace nodes, keep what is equal once, and every number."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-WORTH = 256  # bytes that a shorter dtype has to save to be worth its nodes
 MATRIX = 4096  # bytes of a matrix that is worth a node to transpose it
-_INTEGERS = (np.uint8, np.int8, np.int16, np.int32)
 
 
 class Graph:
@@ -57,8 +55,12 @@ class Graph:
         if before is None:
             self._front.append(made)
         else:
-            self._order.insert(next(i for i, node in enumerate(self._order) if node is before), made)
+            self.put(made, before)
         return str(made.output[0])
+
+    def put(self, node: Any, before: Any) -> None:
+        """Let a node stand before another."""
+        self._order.insert(next(i for i, one in enumerate(self._order) if one is before), node)
 
     def follow(self, node: Any, kind: str, other: str) -> None:
         """Put a node of two inputs behind another; it makes what that one made."""
@@ -87,6 +89,13 @@ class Graph:
             if all(name in self.initializers or name in made or not name for name in node.input):
                 made.update(dict.fromkeys(node.output, node))
         return made
+
+    def swap(self, node: Any, user: Any) -> None:
+        """Move a node of one input behind the only node that takes its result, as its first input."""
+        user.input[0], node.input[0] = node.input[0], node.output[0]
+        node.output[0], user.output[0] = user.output[0], node.output[0]
+        self._order = [one for one in self._order if one is not node]
+        self._order.insert(next(i for i, one in enumerate(self._order) if one is user) + 1, node)
 
     def uses(self, name: str) -> int:
         """How often nodes take a value."""
@@ -188,46 +197,6 @@ def drop_copies(graph: Graph) -> None:
             if other is not None and other != name:
                 graph.rename(name, graph.node("Transpose", [other], perm=[1, 0]))
                 graph.drop(name)
-
-
-def shorten_dtypes(graph: Graph) -> None:
-    """Keep each initializer in the smallest dtype that holds all its numbers exactly, with a cast behind it.
-
-    The cast stands behind a look-up of rows, but before one that codes make: a codebook is smaller than they are many.
-    """
-    constants = graph.constants()
-    for name in list(graph.initializers):
-        values = graph.array(name)
-        short = _shortest(values)
-        if short is None or values.nbytes - values.size * short.itemsize < WORTH:
-            continue
-        kind = graph.initializers[name].data_type
-        if graph.uses(name) == 0:
-            continue
-        gathers = [node for node in graph.row_lookups(name) if node.output[0] not in constants]
-        others = graph.uses(name) > len(gathers)
-        held = graph.add(values.astype(short))
-        for node in gathers:
-            rows = graph.node("Gather", [held, node.input[1]], before=node)
-            graph.replace(node, graph.node("Cast", [rows], before=node, to=kind))
-        if others:
-            graph.rename(name, graph.node("Cast", [held], to=kind))
-        graph.drop(name)
-
-
-def _shortest(values: Any) -> Any:
-    """The smallest dtype that holds all values, or None where that is their own."""
-    if values.dtype == np.float32:
-        with np.errstate(over="ignore"):
-            short = values.astype(np.float16)
-        return np.dtype(np.float16) if np.array_equal(short.astype(np.float32), values) else None
-    if values.dtype in (np.int64, np.int32, np.int16) and values.size:
-        low, high = int(values.min()), int(values.max())
-        for kind in _INTEGERS:
-            info = np.iinfo(kind)
-            if info.min <= low and high <= info.max:
-                return np.dtype(kind) if np.dtype(kind).itemsize < values.dtype.itemsize else None
-    return None
 
 
 def _shorten(proto: Any, kept: set[str]) -> None:

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from fewfold.errors import ModelError
+from fewfold.export.dtypes import shorten_dtypes
 from fewfold.export.feeds import SIZES, FirstOutput, dynamic_axes, example, first_output
-from fewfold.export.graph import Graph, drop_copies, fold_transposes, shorten_dtypes
+from fewfold.export.graph import Graph, drop_copies, fold_transposes
 from fewfold.export.integers import keep_integers
 from fewfold.export.late import make_late, shape_late
 from fewfold.export.past import PAST_KEY, TRACED, WithPast, compare_past, output_names, past_example, past_shapes
@@ -27,7 +28,7 @@ from fewfold.methods.subvector_codes.modules import CodedLinear
 from fewfold.optional import require
 from fewfold.progress import step
 
-OptimizeFor = Literal["speed", "memory"]
+OptimizeFor = Literal["speed", "balance", "memory"]
 TOLERANCE = 1e-3  # of the largest output
 INT8_TOLERANCE = 0.5
 LIMIT = 2**31 - 2**20  # a protobuf holds less than 2 GB
@@ -69,7 +70,7 @@ def export_onnx(
     *,
     tolerance: float | None = None,
     int8: bool = False,
-    optimize_for: OptimizeFor = "speed",
+    optimize_for: OptimizeFor = "balance",
     with_past: bool = False,
 ) -> OnnxReport:
     """Write a model, compressed or dense, as ONNX and compare it with torch at several batches and lengths.
@@ -80,9 +81,10 @@ def export_onnx(
     :param tolerance: refuse above this difference, as a share of the largest output (1e-3; with ``int8``, 0.5).
     :param int8: quantize activations and the remaining dense matrices to int8 at run time (onnxruntime's dynamic
         quantization); factors that several products share in both orientations, and codes, stay as they are.
-    :param optimize_for: ``speed`` lets ONNX Runtime make dense weights once, when a session starts, and keep them.
-        ``memory`` makes each weight at every run, just before its product: a session holds the stored tensors and one
-        weight at a time, and a run of few tokens takes longer.
+    :param optimize_for: ``speed`` lets ONNX Runtime make and pack dense weights once, when a session starts: products
+        are as fast as the dense model's, and the session takes more than its memory. ``balance`` keeps what codes look
+        up, once, and packs it at every run; other weights are as for speed. ``memory`` makes each weight at every run,
+        just before its product: a session holds the stored tensors and one weight at a time.
     :param with_past: of a decoder, past keys and values are inputs (``past_key_values.N.key`` and ``.value``) and the
         longer ones outputs (``present.N.key`` and ``.value``): a call reads new tokens only, of an empty past at first.
         Without, every call reads the whole text.
@@ -103,8 +105,11 @@ def export_onnx(
             integers = 0 if int8 else keep_integers(graph, model)
             fold_transposes(graph)
             if not int8:
-                shorten_dtypes(graph)
-            (make_late if optimize_for == "memory" else shape_late)(graph)
+                shorten_dtypes(graph, cast_last=optimize_for == "speed")
+            if optimize_for == "memory":
+                make_late(graph)
+            elif optimize_for == "balance":
+                shape_late(graph)
             external = _write(graph.finish(), file)
         if int8:
             with step("quantizing"):
