@@ -40,7 +40,8 @@ def _arguments(folder, steps):
 @pytest.mark.parametrize(
     ("stored", "origin"),
     [
-        ("fp32", "fresh"), ("int8", "reloaded"), pytest.param("fp32", "reloaded", marks=pytest.mark.full),
+        ("fp32", "fresh"), pytest.param("int8", "reloaded", marks=pytest.mark.full),
+        pytest.param("fp32", "reloaded", marks=pytest.mark.full),
         pytest.param("int8", "fresh", marks=pytest.mark.full),
     ],
 )  # fmt: skip
