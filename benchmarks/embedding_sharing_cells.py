@@ -49,8 +49,8 @@ def word_model(wish: Wish, cell: str, layers: int) -> Cell:
         loss="full" if wish.trial else "sampled", loss_samples=2048,
     )  # fmt: skip
     settings = LMTraining.make(
-        steps=wish.steps(3200), batch=64 if not wish.trial else 4, learning_rate=4e-3, seed=wish.seed,
-        checkpoint_minutes=1.0, evaluate_steps=wish.steps(800),
+        steps=wish.steps(4200), batch=64 if not wish.trial else 4, learning_rate=4e-3, seed=wish.seed,
+        checkpoint_minutes=1.0, evaluate_steps=wish.steps(1050),
     )  # fmt: skip
     trained = train_lm(
         config, corpus, settings, checkpoints=wish.folder / "lm.checkpoints", recipe=wish.recipe,
@@ -155,12 +155,12 @@ ACCURACY, PERPLEXITY = Measure("accuracy", mean), Measure("perplexity", perplexi
 BLEU_SCORE, CIDER = Measure("BLEU", bleu_of), Measure("CIDEr-D", mean)
 TASKS = {
     "masked": Task("masked LM, SST-2", masked, ACCURACY, 19, 1.1, ("bag of words", _bag_of_words)),
-    "lstm": Task("LSTM LM, WikiText-2", lambda wish: word_model(wish, "lstm", 2), PERPLEXITY, 14, 1.4,
+    "lstm": Task("LSTM LM, WikiText-2", lambda wish: word_model(wish, "lstm", 2), PERPLEXITY, 18, 1.05,
                  ("5-gram", five_gram)),
     "translation": Task("translation, Multi30k", lambda wish: translation(wish, "transformer", 2400, 0.15),
                         BLEU_SCORE, 16, 1.1, ("BLEU", lambda scale: 25.0)),
-    "captioning": Task("captioning, flickr8k-1k", captioning, CIDER, 11),
-    "gated-conv": Task("gated-conv LM, WikiText-2", lambda wish: word_model(wish, "gated_conv", 4), PERPLEXITY, 25, 1.4,
+    "captioning": Task("captioning, flickr8k-1k", captioning, CIDER, 13),
+    "gated-conv": Task("gated-conv LM, WikiText-2", lambda wish: word_model(wish, "gated_conv", 4), PERPLEXITY, 28, 1.1,
                        ("5-gram", five_gram)),
     "mask-predict": Task("mask-predict, Multi30k", lambda wish: translation(wish, "mask-predict", 6000, 0.15),
                          BLEU_SCORE, 45, 1.1, ("BLEU", lambda scale: 25.0)),
