@@ -4,7 +4,7 @@ A ShareBERT of four layers of 256 (table 8,000 × 64) learns masked words on nov
 32 windows of 64 tokens, two seeds; it is judged on other novels. Ratios of perplexity are paired: both models foretell
 the same hidden words, and the bootstrap draws windows for both together.
 
-    python benchmarks/embedding_sharing_choices.py [--list] [--scale 1]
+    python benchmarks/embedding_sharing_tasks.py --choices [--list] [--scale 1]
 
 About 7 minutes a training on two cores, 14 trainings. One is written as soon as it is done; one that was killed goes on
 from its last checkpoint. Below `--scale 0.1` the data is cut too: a try of the program, give `--results`.
@@ -12,10 +12,8 @@ from its last checkpoint. Below `--scale 0.1` the data is cut too: a try of the 
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import common
@@ -23,7 +21,7 @@ import numpy as np
 import torch
 from common import publish_checks
 from embedding_sharing_masked import LENGTH, TRAINING, masked_units, text_files
-from embedding_sharing_parts import TRY, Measure, Wish, loaded, perplexity
+from embedding_sharing_parts import Measure, Wish, loaded, perplexity
 
 from fewfold.measure.parameters import unique_parameters
 from fewfold.pretrain.config import PretrainConfig
@@ -120,22 +118,3 @@ def draw(kept: dict[str, Any], scale: float) -> None:
         *(said or ["- none: the defaults stay"]), "",
     ]  # fmt: skip
     publish_checks("embedding_sharing_choices", "What ShareBERT leaves open", [], {"rows": rows}, lines)
-
-
-def main() -> None:
-    """Measure."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--list", action="store_true", help="show all trainings and which are done, and stop")
-    parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--results", type=Path, help="folder for results, in place of the repository's")
-    wanted = parser.parse_args()
-    if wanted.scale < TRY and wanted.results is None and not wanted.list:
-        parser.error("--scale below 0.1 only tries the program: give --results FOLDER too")
-    if wanted.results is not None:
-        common.RESULTS = common.TABLES = wanted.results
-    measure(wanted.scale, wanted.threads, wanted.list)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewfold_cli.console import AsJson, Verbose, count, err, megabytes, out, print_json, table, working
+from fewfold_cli.console import AsJson, Force, Fresh, Verbose, count, err, megabytes, out, print_json, table, working
 from fewfold_cli.files import check_output, existing_model, tokenizer_of
 
 TRAIN_EXAMPLE = (
@@ -38,8 +38,8 @@ def train(
     bf16: Annotated[bool, typer.Option("--bf16", help="Autocast to bfloat16.")] = False,
     seed: Annotated[int, typer.Option(help="Of weights, batches, crops and dropout.")] = 0,
     checkpoint_steps: Annotated[int, typer.Option(min=1, help="Steps that a killed run loses at most.")] = 200,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from OUT.checkpoints, start anew.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the model that OUT holds.")] = False,
+    fresh: Fresh = False,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fewfold_cli import texts
-from fewfold_cli.console import AsJson, Verbose, count, megabytes, out, print_json, table, warn, working
+from fewfold_cli.console import AsJson, Force, Verbose, count, megabytes, out, print_json, table, warn, working
 from fewfold_cli.files import check_output, loadable, model_files, tokenizer_of
 
 EXAMPLE = (
@@ -54,7 +54,7 @@ def compress(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens kept of a calibration text.")] = 128,
-    force: Annotated[bool, typer.Option("--force", help="Replace the model that OUT holds.")] = False,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:

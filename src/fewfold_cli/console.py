@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+Force = Annotated[bool, typer.Option("--force", help="Replace the model that OUT holds.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Do not go on from OUT.checkpoints, start anew.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show what transformers, torchao and the Hub have to say.")

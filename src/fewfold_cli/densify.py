@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewfold_cli.console import AsJson, Verbose, megabytes, out, print_json, working
+from fewfold_cli.console import AsJson, Force, Verbose, megabytes, out, print_json, working
 from fewfold_cli.files import check_output, existing_model
 
 EXAMPLE = "Example: fewfold densify ./small ./plain"
@@ -16,7 +16,7 @@ EXAMPLE = "Example: fewfold densify ./small ./plain"
 def densify(
     folder: Annotated[Path, typer.Argument(help="Folder of a compressed model.", metavar="DIR")],
     output: Annotated[Path, typer.Argument(help="Folder to write.", metavar="OUT")],
-    force: Annotated[bool, typer.Option("--force", help="Replace the model that OUT holds.")] = False,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fewfold_cli import texts
-from fewfold_cli.console import AsJson, Verbose, err, out, print_json, table, warn, working
+from fewfold_cli.console import AsJson, Force, Fresh, Verbose, err, out, print_json, table, warn, working
 from fewfold_cli.files import check_output, loadable, model_files, tokenizer_of
 
 EXAMPLE = "Example: fewfold distill ./all-MiniLM-L6-v2 ./small --data texts.txt --out ./recovered --minutes 20"
@@ -33,8 +33,8 @@ def distill(
         Path | None, typer.Option(help="Run the teacher once over all texts, and keep its outputs in this folder.")
     ] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Autocast to bfloat16, where the hardware has it.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from OUT.checkpoints, start anew.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the model that OUT holds.")] = False,
+    fresh: Fresh = False,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:

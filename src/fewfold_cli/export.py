@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewfold_cli.console import AsJson, Verbose, megabytes, out, print_json, working
+from fewfold_cli.console import AsJson, Force, Verbose, megabytes, out, print_json, working
 from fewfold_cli.files import check_output, existing_model
 
 EXAMPLE = "Example: fewfold export ./small ./small-onnx --to onnx"
@@ -60,7 +60,7 @@ def export(
             help="Of a decoder's ONNX: past keys and values are inputs and outputs; a call reads new tokens only.",
         ),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the model that OUT holds.")] = False,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:

@@ -8,7 +8,20 @@ from typing import Annotated, Any
 
 import typer
 
-from fewfold_cli.console import AsJson, Verbose, count, err, megabytes, out, print_json, table, warn, working
+from fewfold_cli.console import (
+    AsJson,
+    Force,
+    Fresh,
+    Verbose,
+    count,
+    err,
+    megabytes,
+    out,
+    print_json,
+    table,
+    warn,
+    working,
+)
 from fewfold_cli.files import check_output, existing_model, tokenizer_of
 
 TRAIN = (
@@ -70,8 +83,8 @@ def train(
     checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
     bf16: Annotated[bool, typer.Option("--bf16", help="Autocast to bfloat16, where the hardware has it.")] = False,
     seed: Annotated[int, typer.Option(help="Of weights, codes and dropout.")] = 0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from OUT.checkpoints, start anew.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the model that OUT holds.")] = False,
+    fresh: Fresh = False,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:

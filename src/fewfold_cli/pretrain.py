@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewfold_cli.console import AsJson, Verbose, count, megabytes, out, print_json, table, working
+from fewfold_cli.console import AsJson, Force, Fresh, Verbose, count, megabytes, out, print_json, table, working
 from fewfold_cli.files import check_output
 
 EXAMPLE = (
@@ -43,8 +43,8 @@ def pretrain(
     seed: Annotated[int | None, typer.Option(help="Of weights, order, masks and dropout.")] = None,
     checkpoint_steps: Annotated[int | None, typer.Option(help="Steps that a killed run loses at most.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="Show the configs that come with the library.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from OUT.checkpoints, start anew.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the model that OUT holds.")] = False,
+    fresh: Fresh = False,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:

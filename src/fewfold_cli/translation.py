@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewfold_cli.console import AsJson, Verbose, count, err, megabytes, out, print_json, table, working
+from fewfold_cli.console import AsJson, Force, Fresh, Verbose, count, err, megabytes, out, print_json, table, working
 from fewfold_cli.files import check_output, existing_model
 
 TRAIN_EXAMPLE = (
@@ -51,8 +51,8 @@ def train(
     limit: Annotated[int | None, typer.Option(min=1, help="Train on the first so many pairs.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, codes, batches and dropout.")] = 0,
     checkpoint_minutes: Annotated[float, typer.Option(min=0, help="A killed run loses at most so much.")] = 3.0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from OUT.checkpoints, start anew.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the model that OUT holds.")] = False,
+    fresh: Fresh = False,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:

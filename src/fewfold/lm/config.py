@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from fewfold.errors import TaskError
+from fewfold.training.settings import CheckedSettings
 
 _LIMITS = ("checkpoint_minutes", "log_steps")
 
 
-class LMTraining(BaseModel):
+class LMTraining(CheckedSettings):
     """Settings of one training. Without `steps`, `epochs` or `minutes`, ten epochs are run.
 
     With `minutes` alone the schedule follows the clock; with steps or epochs it follows the steps, and a training that
     was stopped ends with the numbers of one that was not.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch: int = Field(20, ge=1, description="streams read side by side")
     bptt: int = Field(35, ge=1, description="tokens of a stream after which the gradient ends")
@@ -42,19 +40,6 @@ class LMTraining(BaseModel):
     log_steps: int = Field(50, ge=1, description="steps that a point of the curve averages")
     bf16: bool = Field(False, description="autocast to bfloat16")
     seed: int = 0
-
-    @classmethod
-    def make(cls, **settings: Any) -> LMTraining:
-        """Check settings.
-
-        :raises TaskError: naming the setting, its value and what it may be.
-        """
-        try:
-            return cls(**settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise TaskError(f"{name}={first['input']!r}: {first['msg']}") from error
 
     def planned_steps(self, windows: int) -> int | None:
         """The steps of a run over an epoch of so many windows; None where only the clock ends it."""

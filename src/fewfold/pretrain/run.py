@@ -22,9 +22,10 @@ from fewfold.pretrain.config import PretrainConfig
 from fewfold.pretrain.masking import IGNORED, Masking
 from fewfold.pretrain.sparse import labelled_alone, scores_tokens_apart
 from fewfold.pretrain.text import first_and_last, read_texts, train_tokenizer, windows
-from fewfold.pretrain.training import PretrainHistory, pretrain
+from fewfold.pretrain.training import pretrain
 from fewfold.report.curves import loss_plot
 from fewfold.tasks.result import describe, write_json
+from fewfold.training.history import TrainingHistory
 
 BATCH, SHARE, MOST = 32, 0.02, 512  # held-out windows: of a forward, of all where none are given, and at most
 
@@ -32,7 +33,7 @@ BATCH, SHARE, MOST = 32, 0.02, 512  # held-out windows: of a forward, of all whe
 def pretrain_masked_lm(
     model: nn.Module, masking: Masking, rows: Tensor, judged: Tensor, config: PretrainConfig, *, folder: Path,
     resume: bool = True,
-) -> PretrainHistory:  # fmt: skip
+) -> TrainingHistory:  # fmt: skip
     """Train all parameters of a masked language model, in place; every pass masks anew.
 
     :param model: Such as `build_masked_lm` makes.

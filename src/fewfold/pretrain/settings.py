@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from fewfold.errors import TaskError
+from fewfold.training.settings import CheckedSettings
 
 _LIMITS = ("micro_batch", "log_steps", "evaluate_steps", "checkpoint_steps", "checkpoints_kept", "bf16")
 
 
-class PretrainSettings(BaseModel):
+class PretrainSettings(CheckedSettings):
     """AdamW with a linear warm-up; biases and norms do not decay. What is drawn depends on seed and step alone."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(3000, ge=1, description="optimizer steps")
     batch: int = Field(32, ge=1, description="examples of a step, over all processes")
@@ -35,19 +34,6 @@ class PretrainSettings(BaseModel):
     evaluate_steps: int | None = Field(None, ge=1, description="steps between looks at held-out data (a quarter)")
     checkpoint_steps: int = Field(500, ge=1)
     checkpoints_kept: int = Field(1, ge=1)
-
-    @classmethod
-    def make(cls, **settings: Any) -> PretrainSettings:
-        """Check settings.
-
-        :raises TaskError: naming the setting, its value and what it may be.
-        """
-        try:
-            return cls(**settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise TaskError(f"{name}={first['input']!r}: {first['msg']}") from error
 
     def accumulated(self, processes: int) -> tuple[int, int]:
         """Split a step's batch.

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,42 +23,16 @@ from fewfold.pretrain.settings import PretrainSettings
 from fewfold.progress import track
 from fewfold.stored import unpack
 from fewfold.stored.kept import Kept
+from fewfold.training.history import TrainingHistory
 
 RUN = "run.json"
-
-
-@dataclass
-class PretrainHistory:
-    """What a training did, all runs of a resumed one together.
-
-    :param curve: Points with `step`, `seconds`, `learning_rate` and the mean `loss` since the point before.
-    :param held_out: Points with `step`, `seconds` and the held-out `loss`.
-    :param steps: Optimizer steps.
-    :param tokens: Tokens trained on, padding left out, over all processes.
-    :param seconds: Wall time.
-    """
-
-    curve: list[dict[str, float]] = field(default_factory=list)
-    held_out: list[dict[str, float]] = field(default_factory=list)
-    steps: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-
-    @property
-    def tokens_a_second(self) -> float:
-        """Throughput, held-out measurements included in the time."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return {**asdict(self), "tokens_a_second": self.tokens_a_second}
 
 
 def pretrain(
     model: nn.Module, count: int, make: Callable[[int, Generator], Any], collate: Callable[[list[Any]], dict[str, Any]],
     settings: PretrainSettings, *, folder: Path, held_out: Callable[[nn.Module], float] | None = None,
     tokens: float = 0.0, resume: bool = True, identity: dict[str, Any] | None = None,
-) -> PretrainHistory:  # fmt: skip
+) -> TrainingHistory:  # fmt: skip
     """Train all parameters of a model, in place.
 
     Under `torchrun` or `accelerate launch` every process takes its share of a batch, and the first one writes.
@@ -84,7 +58,7 @@ def pretrain(
     unpack(model)
     total = settings.steps * settings.batch
     trainer = _trainer(model, Drawn(count, make, total, settings.seed), collate, settings, folder)
-    history = PretrainHistory()
+    history = TrainingHistory()
     callback = _callback(history, settings, held_out)
     trainer.add_callback(callback)
     known = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
@@ -106,7 +80,7 @@ def pretrain(
     return history
 
 
-def _go_on(folder: Path, checkpoint: Path, run: dict[str, Any], history: PretrainHistory) -> None:
+def _go_on(folder: Path, checkpoint: Path, run: dict[str, Any], history: TrainingHistory) -> None:
     """Take over what a run had written down, if it is this one."""
     file = folder / RUN
     if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != run:
@@ -173,7 +147,7 @@ def _arguments(settings: PretrainSettings, folder: Path) -> Any:
 
 
 def _callback(
-    history: PretrainHistory, settings: PretrainSettings, held_out: Callable[[nn.Module], float] | None
+    history: TrainingHistory, settings: PretrainSettings, held_out: Callable[[nn.Module], float] | None
 ) -> Any:
     """Keeps the history, shows progress, looks at held-out data, and stops at a loss that is none."""
     from transformers import TrainerCallback

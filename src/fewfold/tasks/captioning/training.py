@@ -10,9 +10,10 @@ from torch import nn
 
 from fewfold.measure.modes import evaluating
 from fewfold.pretrain.settings import PretrainSettings
-from fewfold.pretrain.training import PretrainHistory, pretrain
+from fewfold.pretrain.training import pretrain
 from fewfold.tasks.captioning.batching import IGNORED, Examples, collate
 from fewfold.tasks.captioning.images import Captions
+from fewfold.training.history import TrainingHistory
 
 BATCH = 64  # of held-out captions
 
@@ -20,7 +21,7 @@ BATCH = 64  # of held-out captions
 def train_captioner(
     model: nn.Module, tokenizer: Any, train: Captions, held_out: Captions, settings: PretrainSettings, *,
     folder: Path, resume: bool = True,
-) -> PretrainHistory:  # fmt: skip
+) -> TrainingHistory:  # fmt: skip
     """Train all parameters of a captioner, in place.
 
     :param model: Such as `build_captioner` makes.

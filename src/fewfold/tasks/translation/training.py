@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,42 +23,16 @@ from fewfold.tasks.translation.corpus import Corpus
 from fewfold.tasks.translation.resume import load_state, run_key, save_state
 from fewfold.tasks.translation.settings import TranslationTraining
 from fewfold.tasks.translation.vocabulary import Vocabularies
+from fewfold.training.history import TrainingHistory
 
 LOG_STEPS = 50
-
-
-@dataclass
-class TranslationHistory:
-    """What a training did, all runs of a resumed one together.
-
-    :param curve: Points with `step`, `seconds`, `learning_rate` and the mean smoothed `loss` since the point before.
-    :param held_out: Points with `step`, `seconds` and the `loss` a token (nats, labels not smoothed).
-    :param steps: Optimizer steps.
-    :param tokens: Target tokens trained on.
-    :param seconds: Wall time of the training steps.
-    """
-
-    curve: list[dict[str, float]] = field(default_factory=list)
-    held_out: list[dict[str, float]] = field(default_factory=list)
-    steps: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-
-    @property
-    def tokens_a_second(self) -> float:
-        """Target tokens a second of training."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return {**asdict(self), "tokens_a_second": self.tokens_a_second}
 
 
 def train_translation(
     model: Any, vocabularies: Vocabularies, train: Corpus, held_out: Corpus,
     settings: TranslationTraining | None = None, *, checkpoints: Path | None = None, resume: bool = True,
     stop_after: int | None = None,
-) -> TranslationHistory:  # fmt: skip
+) -> TrainingHistory:  # fmt: skip
     """Train all parameters of a model, in place.
 
     With the same seed, and checkpoints or not, a run that was stopped and went on ends where an uninterrupted one does.
@@ -81,10 +55,10 @@ def train_translation(
     run = _Run(model, vocabularies, settings, pairs)
     key = run_key(model, pairs, settings)
     torch.manual_seed(settings.seed)
-    history = TranslationHistory()
+    history = TrainingHistory()
     known = load_state(checkpoints, key, model, run.optimizer) if checkpoints is not None and resume else None
     if known is not None:
-        history = TranslationHistory(**known)
+        history = TrainingHistory(**known)
     last = min(settings.steps, stop_after or settings.steps)
     saved = time.perf_counter()
     with bar("training", settings.steps) as advance:
@@ -134,7 +108,7 @@ class _Run:
                     yield step, places
             epoch += 1
 
-    def step(self, step: int, places: Sequence[int], history: TranslationHistory) -> None:
+    def step(self, step: int, places: Sequence[int], history: TrainingHistory) -> None:
         """Learn from one batch."""
         begun = time.perf_counter()
         settings = self.settings
