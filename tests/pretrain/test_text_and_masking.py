@@ -33,6 +33,23 @@ def test_windows_hold_the_text(kind):
         windows(tokenizer, TEXTS, 999)
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_the_same_text_gives_the_same_vocabulary(kind):
+    first, *others = [train_tokenizer(TEXTS, 300, kind).get_vocab() for _ in range(6)]
+    assert others == [first] * 5
+
+
+def test_word_pieces_are_no_special_tokens():
+    tokenizer = train_tokenizer([*TEXTS, "ab#c"], 300)
+    assert sorted(tokenizer.all_special_tokens) == sorted(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    assert [tokenizer.convert_tokens_to_ids(name) for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")] == [
+        *range(5)
+    ]
+    assert tokenizer.tokenize("the cat ##a [MASK]") == ["the", "cat", "#", "#", "a", "[MASK]"]
+    assert tokenizer.decode(tokenizer("old cat twice").input_ids, skip_special_tokens=True) == "old cat twice"
+    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
+
+
 def test_files(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\n two \n")
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"three\n"))

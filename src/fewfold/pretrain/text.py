@@ -44,6 +44,8 @@ def read_texts(files: Sequence[str | PathLike[str]]) -> list[str]:
 def train_tokenizer(texts: Sequence[str], size: int, kind: Literal["wordpiece", "bpe"] = "wordpiece") -> Any:
     """Train a lower-casing vocabulary of word pieces from text, with BERT's special tokens.
 
+    The same text and size give the same vocabulary, in every process.
+
     :param texts: Lines.
     :param size: Entries, special tokens among them.
     :param kind: "wordpiece" (pieces as BERT has them) or "bpe" (byte-pair encoding of bytes, nothing is unknown).
@@ -59,11 +61,13 @@ def train_tokenizer(texts: Sequence[str], size: int, kind: Literal["wordpiece", 
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
     model: Any
     if kind == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
-        model = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
+        tokenizer = _word_pieces()
+        with step("collecting characters"):
+            tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=1, show_progress=False))
+        # The trainer numbers the characters inside words in no fixed order, and breaks ties by number: fix it.
+        inner = sorted(piece for piece in tokenizer.get_vocab() if piece.startswith("##") and len(piece) > 2)
+        tokenizer = _word_pieces()
+        model = trainers.WordPieceTrainer(vocab_size=size, special_tokens=[*SPECIAL, *inner], show_progress=False)
     else:
         tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -75,11 +79,24 @@ def train_tokenizer(texts: Sequence[str], size: int, kind: Literal["wordpiece", 
         )  # fmt: skip
     with step("training the vocabulary"):
         tokenizer.train_from_iterator(texts, model)
+    if kind == "wordpiece":  # as a model of its own: the pieces given above are no special tokens
+        tokenizer = _word_pieces(tokenizer.get_vocab())
+        tokenizer.add_special_tokens(list(SPECIAL))
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, do_lower_case=True, **names)
+
+
+def _word_pieces(vocabulary: dict[str, int] | None = None) -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
 
 
 def first_and_last(tokenizer: Any) -> tuple[int, int]:
