@@ -211,3 +211,13 @@ def outputs(model: nn.Module, name: str) -> Tensor:
 def auto_class(name: str) -> Any:
     """The Auto class of a model."""
     return getattr(tf, MODELS[name].auto)
+
+
+def randomized(build):
+    """The model that ``build`` makes, in eval mode, every parameter drawn so large that each one matters."""
+    torch.manual_seed(0)
+    model = build().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.25)
+    return model

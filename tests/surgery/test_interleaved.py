@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 import transformers as tf
-from tiny_models import VOCAB
+from tiny_models import VOCAB, randomized
 from torch import nn
 from transformers.models.bloom.modeling_bloom import BloomAttention
 
@@ -59,12 +59,7 @@ FAMILIES = {
 
 
 def made(family):
-    torch.manual_seed(0)
-    model = FAMILIES[family][0]().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.25)
-    return model
+    return randomized(FAMILIES[family][0])
 
 
 def outputs(model):

@@ -99,6 +99,21 @@ def _interleaved(attention: nn.Module, rows: int) -> tuple[int, list[int]] | Non
     return (1, [heads * width, width, width]) if own["multi_query"] else (heads, [width] * 3)
 
 
+def _order_of_its_own(attention: nn.Module, rows: int) -> tuple[tuple[str, ...], int, list[int]] | None:
+    """Names, blocks and rows in each block of projections with a common name and another order."""
+    kind, own = type(attention), vars(attention)
+    if not kind.__module__.startswith("transformers."):
+        return None
+    if kind.__name__ == "CodeGenAttention" and rows % 12 == 0:  # always cut for four devices
+        return ("q", "v", "k"), 4, [rows // 12] * 3
+    if kind.__name__ == "GPTBigCodeAttention" and own.get("head_dim") and not own.get("is_cross_attention"):
+        width = own["head_dim"]
+        if own.get("multi_query"):
+            return ("q", "k", "v"), 1, [rows - 2 * width, width, width]
+        return ("q", "k", "v"), rows // (3 * width), [width] * 3
+    return None
+
+
 def fused_parts(module_name: str, rows: int, model: nn.Module) -> FusedParts | None:
     """The parts of the module of this name, or None if it is not fused (or not in an order that is known).
 
@@ -109,6 +124,8 @@ def fused_parts(module_name: str, rows: int, model: nn.Module) -> FusedParts | N
     if last == "query_key_value":
         names, layout = ("q", "k", "v"), _interleaved(model.get_submodule(parent), rows)
         blocks, sizes = layout or (1, None)
+    elif last in FUSED_NAMES and (known := _order_of_its_own(model.get_submodule(parent), rows)):
+        names, blocks, sizes = known
     elif last in FUSED_NAMES:
         names, blocks = FUSED_NAMES[last], 1
         if names == ("q", "k", "v") and "crossattention" in module_name:

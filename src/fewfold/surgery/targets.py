@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fewfold.assembled import Assembled, AssembledEmbedding, AssembledLinear
 from fewfold.errors import TargetError
+from fewfold.linalg.finite import is_finite
 from fewfold.stored.coded_state import CodedState
 from fewfold.surgery.layouts import FusedLinear, FusedParts, Part, fused_parts
 from fewfold.surgery.refusals import embedding_scale, refusal_of
@@ -278,7 +279,7 @@ def read_weight(model: nn.Module, target: Target) -> Tensor:
     if target.part is not None:
         weight = target.part.take(weight)
     weight = weight.float()
-    if not bool(weight.isfinite().all()):
+    if not is_finite(weight):
         bad = int((~weight.isfinite()).sum())
         raise TargetError(f"{target.name} holds {bad} numbers that are NaN or infinite: repair the model first")
     return weight
