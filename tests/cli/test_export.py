@@ -37,6 +37,7 @@ def test_onnx_is_compared_and_complete(run, small, tmp_path, monkeypatch, form):
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.full
 def test_a_refused_graph_leaves_nothing(run, small, tmp_path):
     pytest.importorskip("onnxruntime")
     result = run("export", small.folder, tmp_path / "out", "--tolerance", "0")

@@ -30,7 +30,7 @@ def medium():
     return BertModel(config).eval()
 
 
-@pytest.mark.parametrize("stored", [pytest.param("fp32", marks=FULL), pytest.param("fp16", marks=FULL), "int8", "int4"])
+@pytest.mark.parametrize("stored", [*(pytest.param(stored, marks=FULL) for stored in ("fp32", "fp16", "int8")), "int4"])
 def test_the_file_is_as_large_as_the_stored_tensors(stored, tmp_path):
     model = fewfold.compress(medium(), Dense(targets="all", stored_dtype=stored))
     report = export_onnx(model, tmp_path / "model.onnx")
@@ -41,8 +41,10 @@ def test_the_file_is_as_large_as_the_stored_tensors(stored, tmp_path):
     assert (report.integers > 0) == stored.startswith("int")
 
 
-def test_codes_stay_codes(tmp_path):
-    model = fewfold.compress(medium(), SubvectorCodes(targets="all", width=4, words=256, weighting="none"), fit=False)
+@pytest.mark.parametrize("words", [*(pytest.param(words, marks=FULL) for words in (256, 512)), 4096])
+def test_codes_stay_codes(words, tmp_path):
+    config = SubvectorCodes(targets="all", width=4, words=words, codebooks="matrix", weighting="none")
+    model = fewfold.compress(medium(), config, fit=False)
     report = export_onnx(model, tmp_path / "model.onnx")
     assert report.difference < 1e-4 * report.largest
     assert report.overhead < 1.15
@@ -50,7 +52,8 @@ def test_codes_stay_codes(tmp_path):
     assert kinds.count(onnx.TensorProto.UINT8) >= 3  # equal codes stand there once
 
 
-@pytest.mark.parametrize("name", ["gpt2_lm", *(pytest.param(name, marks=FULL) for name in ("t5_lm", "vit_cls"))])
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["gpt2_lm", "t5_lm", "vit_cls"])
 def test_decoders_pairs_and_images(name, tmp_path):
     report = export_onnx(copied(name, "low_rank", "int4"), tmp_path / "model.onnx")
     assert report.difference < 1e-3 * report.largest
@@ -67,6 +70,7 @@ def test_int8_on_top(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["int8.onnx", "plain.onnx"]
 
 
+@pytest.mark.full
 def test_what_differs_is_refused(tmp_path):
     with pytest.raises(ModelError, match="differ from torch's by"):
         export_onnx(make("bert"), tmp_path / "model.onnx", tolerance=0.0)
@@ -75,6 +79,7 @@ def test_what_differs_is_refused(tmp_path):
         export_onnx(torch.nn.Linear(2, 2), tmp_path / "model.onnx")
 
 
+@pytest.mark.full
 def test_comparing_sees_a_wrong_number(tmp_path):
     model = make("bert")
     export_onnx(model, tmp_path / "model.onnx")
@@ -133,7 +138,8 @@ def test_a_session_holds_dense_weights_or_only_the_stored_tensors(tmp_path):
     assert packed[0] > packed[1] == packed[2]
 
 
-@pytest.mark.parametrize("stored", ["int4", pytest.param("int8", marks=FULL), pytest.param("fp16", marks=FULL)])
+@pytest.mark.full
+@pytest.mark.parametrize("stored", ["int4", "int8", "fp16"])
 def test_stored_dtypes_stay_in_memory(stored, tmp_path):
     model = fewfold.compress(medium(), Dense(targets="all", stored_dtype=stored))
     report = export_onnx(model, tmp_path / "model.onnx", optimize_for="memory")

@@ -41,9 +41,8 @@ def _read(session, ids, cuts):
 CASES = [(name, method) for name in ("llama_lm", "gpt2_lm") for method in ("low_rank", "subvector_codes", None)]
 
 
-@pytest.mark.parametrize(
-    ("name", "method"), [CASES[0], *(pytest.param(*case, marks=pytest.mark.full) for case in CASES[1:])]
-)
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "method"), CASES)
 def test_token_by_token_is_the_whole_text(name, method, tmp_path):
     model = make(name) if method is None else copied(name, method, "fp32")
     report = export_onnx(model, tmp_path / "model.onnx", with_past=True)

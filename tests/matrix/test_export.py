@@ -51,6 +51,7 @@ class _Logits(torch.nn.Module):
         return self.model(**dict(zip(self.names, values, strict=True))).logits
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "method"), spread(EXPORTED, list(METHODS)))
 def test_onnx_runtime_agrees_with_eager(name, method, tmp_path):
     onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")

@@ -1,4 +1,4 @@
-"""Numbers of an ONNX graph in the shortest dtype that holds them, and where they become long again."""
+"""Numbers of an ONNX graph in the shortest form that holds them, and where they become long again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fewfold.export.graph import Graph
+from fewfold.export.planes import add_planes, bits_of, packed_bytes, read_planes
 
 WORTH = 256  # bytes that a shorter dtype has to save to be worth its nodes
 _INTEGERS = (np.uint8, np.int8, np.int16, np.int32)
@@ -16,8 +17,9 @@ _MOVES = ("Reshape", "Transpose")  # nodes that only move numbers
 def shorten_dtypes(graph: Graph, cast_last: bool = False) -> None:
     """Keep each initializer in the smallest dtype that holds all its numbers exactly, with a cast behind it.
 
-    Rows that inputs look up are cast behind the look-up. Words that codes look up are cast before it, as a codebook is
-    smaller than they are many.
+    Whole numbers of a few bits, as codes are, stand in planes of bits where those are shorter still. Rows that inputs
+    look up are cast behind the look-up. Words that codes look up are cast before it, as a codebook is smaller than they
+    are many.
 
     :param cast_last: cast those words behind all that moves them instead, for sessions that make them once: what they
         keep on the way is half as large.
@@ -25,6 +27,8 @@ def shorten_dtypes(graph: Graph, cast_last: bool = False) -> None:
     constants = graph.constants()
     for name in list(graph.initializers):
         values = graph.array(name)
+        if _keep_planes(graph, name, values):
+            continue
         short = _shortest(values)
         if short is None or values.nbytes - values.size * short.itemsize < WORTH:
             continue
@@ -44,6 +48,23 @@ def shorten_dtypes(graph: Graph, cast_last: bool = False) -> None:
         if others:
             graph.rename(name, graph.node("Cast", [held], to=kind))
         graph.drop(name)
+
+
+def _keep_planes(graph: Graph, name: str, values: Any) -> bool:
+    """Put planes of bits in the place of whole numbers; False where that would not be shorter."""
+    if values.dtype.kind not in "iu" or graph.uses(name) == 0:
+        return False
+    bits, short = bits_of(values), _shortest(values) or values.dtype
+    if bits is None or values.size * short.itemsize - packed_bytes(values, bits) < WORTH:
+        return False
+    kind, gathers, planes = graph.initializers[name].data_type, graph.row_lookups(name), add_planes(graph, values, bits)
+    others = graph.uses(name) > len(gathers)
+    for node in gathers:
+        graph.replace(node, read_planes(graph, planes, kind, lookup=node))
+    if others:
+        graph.rename(name, read_planes(graph, planes, kind))
+    graph.drop(name)
+    return True
 
 
 def _sink(graph: Graph, cast: Any) -> None:

@@ -68,11 +68,11 @@ class Graph:
         node.output[0], made.output[0], made.input[0] = made.input[0], node.output[0], made.input[0]
         self._order.insert(next(i for i, one in enumerate(self._order) if one is node) + 1, made)
 
-    def make(self, kind: str, inputs: list[str], **attributes: Any) -> Any:
+    def make(self, kind: str, inputs: list[str], outputs: int = 1, **attributes: Any) -> Any:
         """A new node that stands nowhere yet."""
         from onnx import helper
 
-        return helper.make_node(kind, inputs, [self._name()], **attributes)
+        return helper.make_node(kind, inputs, [self._name() for _ in range(outputs)], **attributes)
 
     def ordered(self) -> list[Any]:
         """All nodes, each behind what it takes."""

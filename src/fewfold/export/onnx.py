@@ -22,6 +22,7 @@ from fewfold.export.graph import Graph, drop_copies, fold_transposes
 from fewfold.export.integers import keep_integers
 from fewfold.export.late import make_late, shape_late
 from fewfold.export.past import PAST_KEY, TRACED, WithPast, compare_past, output_names, past_example, past_shapes
+from fewfold.export.products import multiply_integers
 from fewfold.measure.modes import evaluating
 from fewfold.measure.parameters import stored_bytes
 from fewfold.methods.subvector_codes.modules import CodedLinear
@@ -45,7 +46,7 @@ class OnnxReport:
     :param difference: the largest absolute difference of outputs between ONNX Runtime and torch.
     :param largest: the largest absolute output.
     :param output: the output's name.
-    :param integers: weights that are integers in the graph.
+    :param integers: weights that are integers in the graph; with ``int8``, products of codes with whole numbers.
     :param external: whether the weights stand in a file of their own.
     """
 
@@ -79,8 +80,9 @@ def export_onnx(
     The weights are inside of the one file; above 2 GB they stand in ``FILE.data``.
 
     :param tolerance: refuse above this difference, as a share of the largest output (1e-3; with ``int8``, 0.5).
-    :param int8: quantize activations and the remaining dense matrices to int8 at run time (onnxruntime's dynamic
-        quantization); factors that several products share in both orientations, and codes, stay as they are.
+    :param int8: round activations at run time and multiply int8: dense matrices by onnxruntime's dynamic quantization,
+        weights of codes by codebooks of int8, the codes kept. Factors that several products share in both orientations
+        stay as they are. Such a graph is made for speed.
     :param optimize_for: ``speed`` lets ONNX Runtime make and pack dense weights once, when a session starts: products
         are as fast as the dense model's, and the session takes more than its memory. ``balance`` keeps what codes look
         up, once, and packs it at every run; other weights are as for speed. ``memory`` makes each weight at every run,
@@ -88,11 +90,14 @@ def export_onnx(
     :param with_past: of a decoder, past keys and values are inputs (``past_key_values.N.key`` and ``.value``) and the
         longer ones outputs (``present.N.key`` and ``.value``): a call reads new tokens only, of an empty past at first.
         Without, every call reads the whole text.
-    :raises ModelError: if the outputs differ by more, or the model gives neither logits nor last hidden states.
+    :raises ModelError: if the outputs differ by more, the model gives neither logits nor last hidden states, or an int8
+        graph shall be made for memory.
     :raises ImportError: if onnx, onnxscript or onnxruntime is missing.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package, "onnx")
+    if int8 and optimize_for == "memory":
+        raise ModelError("int8 graphs are made for speed: leave out int8 or optimize_for='memory'")
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     share = (INT8_TOLERANCE if int8 else TOLERANCE) if tolerance is None else tolerance
@@ -102,14 +107,10 @@ def export_onnx(
         graph = Graph(proto)
         with step("writing ONNX"):
             drop_copies(graph)
-            integers = 0 if int8 else keep_integers(graph, model)
+            integers = multiply_integers(graph) if int8 else keep_integers(graph, model)
             fold_transposes(graph)
             if not int8:
-                shorten_dtypes(graph, cast_last=optimize_for == "speed")
-            if optimize_for == "memory":
-                make_late(graph)
-            elif optimize_for == "balance":
-                shape_late(graph)
+                _shorten(graph, optimize_for)
             external = _write(graph.finish(), file)
         if int8:
             with step("quantizing"):
@@ -125,6 +126,15 @@ def export_onnx(
             f"is {largest:.3g}; allowed is {share:g} of it. Nothing was written; allow more with tolerance="
         )
     return report
+
+
+def _shorten(graph: Graph, optimize_for: OptimizeFor) -> None:
+    """Keep each number in few bytes, and say when they become long."""
+    shorten_dtypes(graph, cast_last=optimize_for == "speed")
+    if optimize_for == "memory":
+        make_late(graph)
+    elif optimize_for == "balance":
+        shape_late(graph)
 
 
 def trace(model: Any, with_past: bool = False) -> tuple[str, Any]:
@@ -237,6 +247,7 @@ def _write(proto: Any, file: Path) -> bool:
 
 def _quantize(file: Path, external: bool) -> None:
     """Dynamic int8 quantization in place: signed weights, a scale for every column."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     plain = file.with_suffix(".fp32.onnx")
@@ -248,3 +259,7 @@ def _quantize(file: Path, external: bool) -> None:
             )
     finally:
         plain.unlink()
+    if not external:
+        graph = Graph(onnx.load(str(file)))
+        shorten_dtypes(graph)
+        _write(graph.finish(), file)
