@@ -1,13 +1,17 @@
 """A table's fit that is stopped goes on where it was."""
 
+from functools import partial
+
 import pytest
 import torch
 from tiny_models import make
 
 import fewfold
 from fewfold import SubvectorCodes
+from fewfold.linalg import subvectors_by_columns
 from fewfold.linalg.kmeans import kmeans
-from fewfold.methods.subvector_codes import remembered
+from fewfold.linalg.subvectors import fit_codes
+from fewfold.methods.subvector_codes import remembered, table
 
 CONFIG = SubvectorCodes(targets="embeddings", width=2, words=8, weighting="none")
 
@@ -77,3 +81,38 @@ def test_a_damaged_file_is_computed_anew():
     file.write_bytes(b"half")
     assert torch.equal(remembered.remembered_kmeans(points, 4), wanted)
     assert torch.equal(remembered.remembered_kmeans(points, 4), wanted)
+
+
+@pytest.mark.parametrize(
+    "config", [CONFIG, SubvectorCodes(targets="embeddings", width=4, words=8, codebooks="matrix", frequent=20)]
+)
+def test_a_table_that_is_coded_by_columns_goes_on(config, monkeypatch):
+    monkeypatch.setattr(table, "HELD_AT_ONCE", 1)
+    monkeypatch.setattr(subvectors_by_columns, "GROUP_COLUMNS", 4)
+    folder = remembered.cache_folder().parent / "codes"
+    calls = []
+
+    def coded(*args, stop=None, **kwargs):
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        calls.append(args)
+        return fit_codes(*args, **kwargs)
+
+    def run(stop=None):
+        calls.clear()
+        monkeypatch.setattr(subvectors_by_columns, "fit_codes", partial(coded, stop=stop))
+        return fewfold.compress(make("bert"), config)
+
+    straight = run()
+    whole = len(calls)
+    assert whole > 3
+    assert not any(folder.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        run(stop=3)
+    shared = int(config.codebooks == "matrix")  # found anew, from remembered k-means
+    assert len(list(folder.iterdir())) == 3 - shared
+    resumed = run()
+    assert len(calls) == whole - 3 + shared
+    assert not any(folder.iterdir())
+    for name, tensor in straight.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name

@@ -138,6 +138,7 @@ def test_exported_graphs_share_products(strict, ids):
         torch.testing.assert_close(program.module()(input_ids=ids).last_hidden_state, run(model, ids))
 
 
+@pytest.mark.full
 def test_onnx_graphs_share_products(ids, tmp_path):
     onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

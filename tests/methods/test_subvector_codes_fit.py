@@ -233,6 +233,7 @@ def test_balanced_pairs_of_a_geometric_series_are_equal():
         (WORDS, {"width": 4, "stages": 2}, r"stages=2.*is a table.*targets='embeddings'"),
         (WORDS, {"rank": 17, "width": 1}, r"rank=17.*word_embeddings has rows of 16.*1…16"),
         (WORDS, {"rank": 6, "width": 4}, r"rank=6, width=4.*a multiple of 4"),
+        (WORDS, {"rank": 13}, r"rank=13\).*word_embeddings.*divides the rank \(2, 3.*or give the width"),
         (WORDS, {"width": 4, "frequent": 62}, r"frequent=62.*has 61 rows"),
     ],
 )

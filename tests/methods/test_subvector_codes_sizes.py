@@ -27,6 +27,17 @@ INNER, WORDS = "encoder.layer.0.intermediate.dense", "embeddings.word_embeddings
 FLOATS = ("F32", "F16", "BF16")
 
 
+@pytest.mark.parametrize("rank", [6, 12, 16])
+def test_a_budget_keeps_a_rank_that_is_given(rank):
+    model = compress(
+        model_of(), SubvectorCodes(targets="embeddings", rank=rank, weighting="none"),
+        budget=Budget(bytes="1/3 of embeddings"),
+    )  # fmt: skip
+    (record,) = structure_of(model).targets
+    assert record.settings["rank"] == rank
+    assert rank % record.settings["stages"][0]["width"] == 0
+
+
 def model_of(dtype=torch.float32, vocab=900):
     torch.manual_seed(0)
     config = transformers.BertConfig(
@@ -224,6 +235,7 @@ def test_a_budget_over_two_methods(tmp_path):
     assert {record.method for record in structure_of(model).targets} == {"low_rank", "subvector_codes"}
 
 
+@pytest.mark.full
 def test_more_bytes_keep_more():
     off = []
     for budget in ("1/24", "1/12", "1/6"):

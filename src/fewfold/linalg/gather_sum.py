@@ -25,6 +25,7 @@ ADDED = 0.15  # and each of the batch's numbers that it adds,
 ADDED_FAR = 0.45  # where the partial products of a large batch have left the near cache
 FAR_BATCH = 64
 ASSEMBLED = 1.0  # a number of a rebuilt weight
+STEPS = 90_000.0  # what a chain's calls cost however small it is, beyond those of one product with a kept weight
 TRAINED_BATCH = 64  # inputs whose partial products are summed at once in a loss, and
 NEAR_NUMBERS = 2**22  # the most partial products of them that stay near
 
@@ -34,7 +35,8 @@ def chain_is_cheaper(batch: int, weights: int, products: int, gathers: int, kept
 
     Both are reckoned in nanoseconds: ``products · (read + batch · MULTIPLIED) + gathers · (GATHERED + batch · ADDED)``
     against ``weights · (read + batch · MULTIPLIED)``, and the assembly where the weight is not kept between calls.
-    Above ``FAR_BATCH`` an addition costs ``ADDED_FAR``.
+    Where it is kept, one product is one call, and the chain's ``STEPS`` count. Above ``FAR_BATCH`` an addition costs
+    ``ADDED_FAR``.
 
     :param batch: rows that are multiplied.
     :param weights: numbers of the rebuilt weight.
@@ -49,7 +51,9 @@ def chain_is_cheaper(batch: int, weights: int, products: int, gathers: int, kept
 
     added = ADDED if batch <= FAR_BATCH else ADDED_FAR
     chain = multiply(products) + gathers * (GATHERED + batch * added)
-    return chain < multiply(weights) + (0.0 if kept else weights * ASSEMBLED)
+    if kept:
+        return chain + STEPS < multiply(weights)
+    return chain < multiply(weights) + weights * ASSEMBLED
 
 
 def chain_trains_cheaper(batch: int, weights: int, products: int, gathers: int, sums: int) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewfold.linalg.finite import is_finite
 from fewfold.linalg.spectra import cholesky_factor, damped, eigh_descending
 
 # Breaks ties among directions that calibration never saw: there the plain weight error decides.
@@ -142,7 +143,7 @@ def checked_matrix(weight: Tensor, input_moment: Tensor | None = None, output_me
     """
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"expected a matrix, got shape {tuple(weight.shape)}")
-    if not torch.isfinite(weight).all():
+    if not is_finite(weight):
         raise ValueError("the weight holds an infinity or a NaN")
     for name, square, size in (
         ("input_moment", input_moment, weight.shape[1]),

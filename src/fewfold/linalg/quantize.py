@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewfold.linalg.finite import is_finite
 from fewfold.linalg.packing import pack_bits, unpack_bits
 from fewfold.linalg.spectra import damped
 
@@ -204,6 +205,6 @@ def _checked(values: Tensor, bits: int, group_size: int | None) -> int:
     group_size = values.shape[1] if group_size is None else group_size
     if group_size < 1:
         raise ValueError(f"group_size={group_size}: it must be at least 1")
-    if not torch.isfinite(values).all():
+    if not is_finite(values):
         raise ValueError("the matrix holds an infinity or a NaN")
     return min(group_size, values.shape[1])

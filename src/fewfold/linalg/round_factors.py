@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewfold.linalg.low_rank import LowRankFactors
 from fewfold.linalg.quantize import QuantizedMatrix, quantize_with_feedback
-from fewfold.linalg.spectra import damped, eigh_descending, fix_signs
+from fewfold.linalg.spectra import column_signs, damped, eigh_descending
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ def balance(factors: LowRankFactors) -> LowRankFactors:
     """
     up, down = factors.up.to(torch.float64), factors.down.to(torch.float64)
     left, left_rest = torch.linalg.qr(up)
+    del up  # as large as a table of a whole vocabulary
     right, right_rest = torch.linalg.qr(down.T)
     inner_left, values, inner_right = torch.linalg.svd(left_rest @ right_rest.T)
-    signs = fix_signs(left @ inner_left)
-    flips = torch.where((signs * (left @ inner_left)).sum(0) < 0, -1.0, 1.0)
-    root = values.sqrt()
-    return LowRankFactors(signs * root, (root * flips)[:, None] * (inner_right @ right.T))
+    turned = left @ inner_left
+    signed_root = values.sqrt() * column_signs(turned)
+    return LowRankFactors(turned.mul_(signed_root), signed_root[:, None] * (inner_right @ right.T))
 
 
 def refit_up(factors: LowRankFactors, down: Tensor, input_moment: Tensor, damping: float = 1e-3) -> Tensor:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fewfold.linalg.finite import is_finite
+
 # Sums of fp32 products are noisy below about 1e-7 of the largest eigenvalue: nothing smaller is inverted.
 SMALLEST_EIGENVALUE = 1e-8
 
@@ -20,7 +22,7 @@ def eigh_descending(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"expected a square matrix, got shape {tuple(matrix.shape)}")
     matrix = matrix.to(torch.float64)
-    if not torch.isfinite(matrix).all():
+    if not is_finite(matrix):
         raise ValueError("the matrix holds an infinity or a NaN: check the statistics it was built from")
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     return values.flip(0).clamp_min(0.0), fix_signs(vectors.flip(1))
@@ -32,10 +34,15 @@ def fix_signs(vectors: Tensor) -> Tensor:
     :param vectors: ``(n, k)``, one vector a column.
     :return: the same vectors with settled signs.
     """
-    if vectors.numel() == 0:
-        return vectors
-    peak = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-    return vectors * torch.where(peak < 0, -1.0, 1.0).to(vectors.dtype)
+    return vectors * column_signs(vectors) if vectors.numel() else vectors
+
+
+def column_signs(vectors: Tensor) -> Tensor:
+    """The sign of every column's entry of largest magnitude, ``(k,)`` of 1 and −1; 1 where two signs are as large.
+
+    :param vectors: ``(n, k)``, ``n`` at least 1.
+    """
+    return torch.where(-vectors.amin(0) > vectors.amax(0), -1.0, 1.0).to(vectors.dtype)
 
 
 def damped(metric: Tensor, damping: float) -> Tensor:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewfold.linalg.finite import is_finite
 from fewfold.linalg.kmeans import kmeans, nearest, priority_sample
 from fewfold.linalg.spectra import damped
 from fewfold.progress import track
@@ -24,7 +25,7 @@ from fewfold.stored.stages import StageSpec
 COLUMN_POWER = (
     0.5  # columns weigh in the first codebook with their share of the metric to this power: a few may rule it
 )
-CHUNK_ROWS = 16384  # that are decoded at a time
+CHUNK_ROWS = 4096  # that are decoded at a time
 MOST_POINTS = 2**22  # sub-vectors that one codebook is found from: whole rows are drawn where there are more
 CG_STEPS = 20  # of conjugate gradients for codebooks: a thousand unknowns, and a good start
 CG_TOLERANCE = 1e-6  # of the squared residual
@@ -98,6 +99,7 @@ def fit_codes(
     seed: int = 0,
     in_place: bool = False,
     cluster: Cluster = kmeans,
+    books: Sequence[Tensor] | None = None,
 ) -> Coded:
     """Codes, codebooks and row scales of a matrix.
 
@@ -113,36 +115,44 @@ def fit_codes(
     :param seed: of the k-means starts.
     :param in_place: leave in ``matrix`` what the codes do not explain, rather than copy it (without scales).
     :param cluster: what finds the words of points: `kmeans`, or one that remembers.
+    :param books: by stage, codebooks ``(books, words, width)`` that are given: only codes are chosen, and scales.
     :raises ValueError: if shapes disagree or a number is not finite.
     """
-    if matrix.dim() != 2 or not bool(torch.isfinite(matrix).all()):
-        raise ValueError(f"matrix {tuple(matrix.shape)}: expected two dimensions and finite numbers")
-    rows, columns = matrix.shape
-    if metric is not None and metric.shape != (columns, columns):
-        raise ValueError(f"metric {tuple(metric.shape)}: rows of {columns} need ({columns}, {columns})")
-    weights = torch.ones(rows) if row_weights is None else row_weights.to(torch.float32)
-    if weights.shape != (rows,) or bool((weights < 0).any()) or not bool(weights.isfinite().all()):
-        raise ValueError(f"row_weights {tuple(weights.shape)}: expected {rows} numbers, finite and not negative")
+    weights = _checked(matrix, metric, row_weights)
     matrix = matrix.detach().to(torch.float32)
     work = _Fit(
         matrix if scales or in_place else matrix.clone(), stages, metric, weights, scales, damping, seed, cluster
     )
     for number in range(len(stages)):
-        work.start(number)
+        work.start(number, None if books is None else books[number])
     for turn in range(rounds if metric is not None or len(stages) > 1 else 0):
-        work.refit_books()
+        if books is None:
+            work.refit_books()
         if scales:
             work.refit_scales()
-        if turn == rounds - 1:
+        if books is None and turn == rounds - 1:
             work.round_books(book_dtype)
         for _ in range(sweeps):
             for number in range(len(stages)):
                 work.improve(number)
-    if rounds == 0 or (metric is None and len(stages) == 1):
+    if books is None and (rounds == 0 or (metric is None and len(stages) == 1)):
         work.round_books(book_dtype)
     if scales:
         work.refit_scales()
     return work.found()
+
+
+def _checked(matrix: Tensor, metric: Tensor | None, row_weights: Tensor | None) -> Tensor:
+    """The row weights, ones if absent, after a look at all inputs."""
+    if matrix.dim() != 2 or not is_finite(matrix):
+        raise ValueError(f"matrix {tuple(matrix.shape)}: expected two dimensions and finite numbers")
+    rows, columns = matrix.shape
+    if metric is not None and metric.shape != (columns, columns):
+        raise ValueError(f"metric {tuple(metric.shape)}: rows of {columns} need ({columns}, {columns})")
+    weights = torch.ones(rows) if row_weights is None else row_weights.to(torch.float32)
+    if weights.shape != (rows,) or bool((weights < 0).any()) or not is_finite(weights):
+        raise ValueError(f"row_weights {tuple(weights.shape)}: expected {rows} numbers, finite and not negative")
+    return weights
 
 
 def _decode(codes: Tensor, books: Tensor, columns: int) -> Tensor:
@@ -205,25 +215,16 @@ class _Fit:
         width = self.stages[number].width
         return [slice(at, min(at + width, self.columns)) for at in range(0, self.columns, width)]
 
-    def start(self, number: int) -> None:
-        """Codebooks by k-means on what earlier stages left, and codes."""
+    def start(self, number: int, given: Tensor | None = None) -> None:
+        """Codebooks, given or by k-means on what earlier stages left, and codes."""
         stage, blocks, members = self.stages[number], self.blocks(number), self.members(number)
         left = self.left if members is None else self.left[members]
         weights = self.weights if members is None else self.weights[members]
-        diagonal = torch.ones(self.columns) if self.metric is None else self.metric.diagonal()
         codes = torch.empty(len(left), len(blocks), dtype=torch.int16 if stage.words <= 32768 else torch.int32)
-        if stage.shared:
-            per_block = torch.stack([diagonal[block].mean() for block in blocks]).pow(COLUMN_POWER)
-            seen, mass = left, weights
-            if len(left) * len(blocks) > MOST_POINTS:
-                rows = MOST_POINTS // len(blocks)
-                chosen, mass = priority_sample(weights, rows, torch.Generator().manual_seed(self.seed))
-                seen = left[chosen]
-            padded = torch.nn.functional.pad(seen, (0, len(blocks) * stage.width - self.columns))
-            mass = (mass[:, None] * per_block).flatten()
-            books = self.cluster(padded.reshape(-1, stage.width), stage.words, mass, seed=self.seed)[None]
+        if stage.shared or given is not None:
+            books = self._words_of_all(stage, blocks, left, weights) if given is None else given.float()
             for place, block in track(list(enumerate(blocks)), "coding"):
-                root, words = self._roots(block)[0], books[0][:, : block.stop - block.start]
+                root, words = self._roots(block)[0], books[place % len(books)][:, : block.stop - block.start]
                 codes[:, place] = nearest(left[:, block] @ root, words @ root)
         else:
             books = torch.zeros(len(blocks), stage.words, stage.width)
@@ -236,6 +237,18 @@ class _Fit:
         self.codes.append(codes)
         self.books.append(books)
         self._add(number, books, -1.0)
+
+    def _words_of_all(self, stage: StageSpec, blocks: list[slice], left: Tensor, weights: Tensor) -> Tensor:
+        """One codebook for all blocks, ``(1, words, width)``."""
+        diagonal = torch.ones(self.columns) if self.metric is None else self.metric.diagonal()
+        per_block = torch.stack([diagonal[block].mean() for block in blocks]).pow(COLUMN_POWER)
+        if len(left) * len(blocks) > MOST_POINTS:
+            generator = torch.Generator().manual_seed(self.seed)
+            chosen, weights = priority_sample(weights, MOST_POINTS // len(blocks), generator)
+            left = left[chosen]
+        padded = torch.nn.functional.pad(left, (0, len(blocks) * stage.width - self.columns))
+        mass = (weights[:, None] * per_block).flatten()
+        return self.cluster(padded.reshape(-1, stage.width), stage.words, mass, seed=self.seed)[None]
 
     def _add(self, number: int, books: Tensor, factor: float) -> None:
         """Add what a stage's codes make of ``books`` to what is left, a run of rows at a time."""

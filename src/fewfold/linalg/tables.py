@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewfold.linalg.finite import is_finite
 from fewfold.linalg.low_rank import TIE_BREAK, LowRankSpectrum, checked_matrix
 from fewfold.linalg.spectra import cholesky_factor, damped, eigh_descending
 
-CHUNK_ROWS = 16384  # that are held in another dtype at a time
+CHUNK_ROWS = 4096  # that are held in another dtype at a time
 NEIGHBOURS = 200  # tokens on either side whose counts speak for a token
 
 
@@ -128,7 +129,7 @@ def row_weighted_directions(
     for start in range(0, rows, CHUNK_ROWS):
         run = slice(start, start + CHUNK_ROWS)
         part, own = table[run].float(), weights[run]
-        if not bool(part.isfinite().all()):
+        if not is_finite(part):
             raise ValueError(f"rows {start}…{start + len(part) - 1} of the table hold an infinity or a NaN")
         rooted = part * own.sqrt().float()[:, None]
         second += (rooted.T @ rooted).double()

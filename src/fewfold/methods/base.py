@@ -128,6 +128,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     config: ClassVar[type[MethodConfig]]
+    sized_by: ClassVar[str] = "rank"  # the config's field that settles a size where no budget does
     kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding")  # of targets that it can be given
 
     def units(self, config: MethodConfig, targets: Sequence[Target], width: int) -> list[Unit]:

@@ -80,8 +80,9 @@ class CodedMatrix(CodedState):
 
     def leaves(self) -> Iterator[nn.Module]:
         """The codebooks' leaves, also those that a store owns."""
-        for index in range(len(self.stages)):
-            yield self._leaf(index)
+        own = self._modules["codebooks"]
+        for index, leaf in enumerate(self._borrowed):
+            yield own[str(index)] if leaf is None else leaf  # type: ignore[index]
 
     def forward(self, input: Tensor | None = None) -> Tensor:
         """Ids to rows, inputs to products with all rows, nothing to the matrix; called, so that hooks fire."""

@@ -19,6 +19,7 @@ from fewfold.methods.subvector_codes.config import SubvectorCodes
 from fewfold.methods.subvector_codes.sizes import (
     FEW_WORDS,
     MANY_WORDS,
+    TABLE_WIDTHS,
     distortion,
     linear_sizes,
     settings,
@@ -26,6 +27,7 @@ from fewfold.methods.subvector_codes.sizes import (
     settings_numbers,
     stages_of,
     table_sizes,
+    widths_of_rank,
 )
 from fewfold.methods.subvector_codes.table import ShortRows, fit_table, short_rows, table_errors, table_settings
 from fewfold.store import Store
@@ -43,6 +45,7 @@ class SubvectorCodesMethod(Method):
 
     name = "subvector_codes"
     config = SubvectorCodes
+    sized_by = "width"
 
     def check(self, unit: Unit) -> None:
         """Sub-vectors and short rows must fit into the rows."""
@@ -72,6 +75,12 @@ class SubvectorCodesMethod(Method):
             raise RecipeError(
                 f"SubvectorCodes(rank={config.rank}, width={config.width}): {target.name} takes whole sub-vectors; "
                 f"make the rank a multiple of {config.width}"
+            )
+        if config.rank is not None and config.width is None and not widths_of_rank(config.rank):
+            raise RecipeError(
+                f"SubvectorCodes(rank={config.rank}): {target.name} takes whole sub-vectors, and none of the "
+                f"widths that a budget tries divides the rank ({', '.join(map(str, TABLE_WIDTHS))}); make it a "
+                "multiple of one, or give the width"
             )
         if config.frequent is not None and config.frequent > target.rows:
             raise RecipeError(
@@ -105,15 +114,21 @@ class SubvectorCodesMethod(Method):
         if target.kind == "embedding":
             forms = [(_words(config), shared)]
             if config.words is None and config.codebooks == "auto":
-                forms.append((MANY_WORDS, True))
+                forms += [(words, True) for words in MANY_WORDS]
             found = [
                 size
                 for words, one_book in forms
                 for size in table_sizes(
-                    target.rows, target.columns, words, config.frequent, one_book, scales, _map_dtype(config)
+                    target.rows,
+                    target.columns,
+                    words,
+                    config.frequent,
+                    one_book,
+                    scales,
+                    _map_dtype(config),
+                    config.rank,
                 )
             ]
-            found = [one for one in found if config.rank in (None, one["rank"])]
         else:
             found = linear_sizes(target.columns, shared, config.stages, scales)
         costs = [self.cost(unit, one).bytes for one in found]

@@ -18,6 +18,7 @@ from fewfold.stored import StoredDtype, make_linear
 from fewfold.stored.codes import CodedMatrix
 from fewfold.stored.stages import StageSpec
 
+MOST_FORMS = 4096  # numbers of rows whose form is remembered
 TRACED_BATCH = 32  # rows that a traced graph, which must serve any number, is judged by
 
 
@@ -26,6 +27,7 @@ class _Coded(Assembled):
 
     coded: CodedMatrix
     _shared: tuple[Store, ...]
+    _forms: dict[tuple[int, bool, int], RunningForm]
 
     @property
     def store(self) -> Store | None:
@@ -34,9 +36,10 @@ class _Coded(Assembled):
 
     def leaves(self) -> Iterator[nn.Module]:
         """The matrix, its codebooks wherever they live, and what else there is."""
-        yield self.coded
-        yield from self.coded.leaves()
-        yield from (child for child in self.children() if child is not self.coded)
+        coded: Any = self._modules["coded"]
+        yield coded
+        yield from coded.leaves()
+        yield from (child for child in self._modules.values() if child is not coded and child is not None)
 
     def resized_settings(self) -> dict[str, Any]:
         """Stages that cover some rows cover fewer when rows are cut off."""
@@ -46,11 +49,21 @@ class _Coded(Assembled):
         """As set, else the cheaper form for ``batch`` rows; see :func:`chain_is_cheaper`."""
         if any(must_be_called(leaf) for leaf in self.leaves()):
             return "chained"
+        return self._cheaper(batch)
+
+    def _cheaper(self, batch: int) -> RunningForm:
+        """The form for ``batch`` rows where no leaf has to be called; reckoned once for every number of rows."""
         if self.form != "auto":
             return "rebuilt" if self.form == "rebuilt" else "chained"
-        kept = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-        chained = chain_is_cheaper(batch, self._dense_numbers(), self._products(), self.coded.gathers, kept)
-        return "chained" if chained else "rebuilt"
+        compiling = torch.compiler.is_compiling()
+        kept = not (compiling or torch.is_grad_enabled())
+        key = (batch, kept, self._dense_numbers())
+        if compiling or key not in self._forms:
+            chained = chain_is_cheaper(batch, self._dense_numbers(), self._products(), self.coded.gathers, kept)
+            if compiling or len(self._forms) >= MOST_FORMS:
+                return "chained" if chained else "rebuilt"
+            self._forms[key] = "chained" if chained else "rebuilt"
+        return self._forms[key]
 
     def _dense_numbers(self) -> int:
         return self.coded.rows * self.coded.columns
@@ -61,7 +74,11 @@ class _Coded(Assembled):
     def _form_at(self, hidden_states: Tensor) -> RunningForm:
         if torch.compiler.is_compiling():
             return self.form_for(TRACED_BATCH)
-        return self.form_for(max(1, hidden_states.numel() // hidden_states.shape[-1]))
+        return self.form_for(_rows(hidden_states))
+
+
+def _rows(hidden_states: Tensor) -> int:
+    return max(1, hidden_states.numel() // hidden_states.shape[-1])
 
 
 class CodedLinear(_Coded, AssembledLinear):
@@ -83,6 +100,7 @@ class CodedLinear(_Coded, AssembledLinear):
     ) -> None:
         super().__init__(in_features, out_features)
         self._shared = () if store is None else (store,)
+        self._forms = {}
         self.coded = CodedMatrix(out_features, in_features, stages, scales, stored, codebooks)
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
         self.coded.reset_parameters(math.sqrt(1.0 / (3 * in_features)))
@@ -98,6 +116,11 @@ class CodedLinear(_Coded, AssembledLinear):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``(…, in_features)`` to ``(…, out_features)``."""
+        key = self.assembly_key()
+        if key is not None:  # no gradients, no graph, no leaf that must be called: as little else as can be
+            if self._cheaper(_rows(hidden_states)) == "chained":
+                return self.chained(hidden_states)
+            return F.linear(hidden_states, self._rebuilt_at(key), self.bias)
         if self._form_at(hidden_states) == "chained":
             return self.chained(hidden_states)
         if torch.compiler.is_exporting():
@@ -157,6 +180,7 @@ class CodedEmbedding(_Coded, AssembledEmbedding):
         super().__init__(num_embeddings, embedding_dim, padding_idx, scale)
         stored = stored or StoredDtype()
         self._shared = () if store is None else (store,)
+        self._forms = {}
         self.coded = CodedMatrix(num_embeddings, rank or embedding_dim, stages, scales, stored, codebooks)
         self.up = None if rank is None else make_linear(rank, embedding_dim, mean_row, map_stored or stored)
         self.reset_parameters()

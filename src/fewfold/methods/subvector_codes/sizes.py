@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from heapq import heappop, heappush
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ LINEAR_SIZES = (
     (2, 256), (2, 128), (2, 64), (3, 256), (3, 128), (4, 512), (4, 256), (5, 512), (5, 256), (6, 256), (8, 512),
     (8, 256), (10, 256), (12, 256), (16, 256), (24, 256), (32, 256), (48, 256), (64, 256),
 )  # fmt: skip
-FEW_WORDS, MANY_WORDS = 256, 4096  # of a codebook for each position, and of one for all
+FEW_WORDS, MANY_WORDS = 256, (512, 1024, 2048, 4096)  # of a codebook for each position, and of one for all
 TABLE_WIDTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
 TABLE_RANKS = 16  # numbers of sub-vectors that are tried with every width
 FREQUENT_WIDTHS = (2, 3, 4, 6, 8, 12, 16)  # of the stage that only frequent rows have
@@ -52,23 +53,31 @@ def linear_sizes(columns: int, shared: bool, stages: int, scales: bool) -> list[
     ]
 
 
+def widths_of_rank(rank: int) -> list[int]:
+    """The widths of whole sub-vectors that make short rows of this rank."""
+    return [width for width in TABLE_WIDTHS if rank % width == 0]
+
+
 def table_sizes(
-    rows: int, columns: int, words: int, frequent: int | None, shared: bool, scales: bool, kept: str
-) -> list[dict[str, Any]]:
+    rows: int, columns: int, words: int, frequent: int | None, shared: bool, scales: bool, kept: str,
+    rank: int | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Settings of a table: sub-vectors of every width, as many as fit into its rows, and more for frequent rows.
 
     :param frequent: how many rows have a second stage (None: any number; 0: there is none).
     :param kept: stored dtype of the map back.
+    :param rank: of the short rows (None: any).
     """
     found = []
     tiers: list[list[StageSpec]] = [[]]
     if frequent != 0:
-        counts = {round(share * rows) for share in FREQUENT_SHARES} if frequent is None else {frequent}
+        tiered = {round(share * rows) for share in FREQUENT_SHARES} if frequent is None else {frequent}
         further = min(words, FEW_WORDS)
-        tiers += [[StageSpec(w, further, shared, n)] for n in sorted(counts - {0}) for w in FREQUENT_WIDTHS]
-    for width in TABLE_WIDTHS:
+        tiers += [[StageSpec(w, further, shared, n)] for n in sorted(tiered - {0}) for w in FREQUENT_WIDTHS]
+    for width in TABLE_WIDTHS if rank is None else widths_of_rank(rank):
         full = columns // width
-        for count in sorted({round(full * share / TABLE_RANKS) for share in range(1, TABLE_RANKS + 1)} - {0}):
+        counts = {round(full * share / TABLE_RANKS) for share in range(1, TABLE_RANKS + 1)} - {0}
+        for count in sorted(counts if rank is None else {rank // width}):
             for tier in tiers:
                 if all(stage.width <= width * count for stage in tier):
                     chosen = settings([StageSpec(width, words, shared), *tier], scales)
@@ -117,12 +126,13 @@ def balanced(gains: Tensor, width: int) -> Tensor:
     """
     blocks: list[list[int]] = [[] for _ in range(len(gains) // width)]
     logs = gains.clamp_min(1e-30).log().tolist()
-    sums = [0.0] * len(blocks)
     shift = min(logs) - 1.0  # so that every gain adds
+    room = [(0.0, block) for block in range(len(blocks))]  # a heap of the blocks that are not full
     for direction, log in enumerate(logs):
-        block = min((b for b in range(len(blocks)) if len(blocks[b]) < width), key=lambda b: (sums[b], b))
+        total, block = heappop(room)
         blocks[block].append(direction)
-        sums[block] += log - shift
+        if len(blocks[block]) < width:
+            heappush(room, (total + log - shift, block))
     return torch.tensor([direction for block in blocks for direction in block])
 
 

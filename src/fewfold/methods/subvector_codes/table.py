@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from fewfold.linalg.subvectors import Coded, fit_codes
+from fewfold.linalg.subvectors_by_columns import fit_codes_by_columns
 from fewfold.linalg.tables import CHUNK_ROWS, TableDirections, row_weighted_directions, smoothed_counts
-from fewfold.methods.subvector_codes.remembered import remembered_kmeans
+from fewfold.methods.subvector_codes.remembered import RememberedCodes, remembered_kmeans
 from fewfold.methods.subvector_codes.sizes import balanced, coded_error, falling_blocks, settings, stages_of
 from fewfold.stored.stages import StageSpec
 
 OUTPUT_DAMPING = 1.0  # share of the mean eigenvalue that is added to the metric at a table's output
 CUT_OFF = 20.0  # a share t of the energy that is cut off counts as t · (1 + 20 t²): measured on sentence vectors
-ROUNDS_UP_TO = 2**26  # numbers of a table whose codes and codebooks still take turns; that needs copies of it
+HELD_AT_ONCE = 2**26  # numbers of short rows coded in one piece: a larger table without factors is not held twice
 RIDGE = 1e-3  # pull of the refitted map towards the directions, as a share of the mean energy
 
 
@@ -57,24 +58,34 @@ def table_errors(short: ShortRows, sizes: Sequence[Mapping[str, Any]]) -> list[f
     Rows that a further stage serves lose what both stages together leave.
     """
     gains, energy = short.directions.gains, float(short.directions.gains.sum())
+    tails = torch.nn.functional.pad(gains.flip(0).cumsum(0).flip(0), (0, 1)).tolist()  # from each direction on
     falling = short.weights.sort(descending=True).values
-    mass = torch.nn.functional.pad(falling.cumsum(0) / falling.sum(), (1, 0))  # of so many of the heaviest rows
+    mass = torch.nn.functional.pad(falling.cumsum(0) / falling.sum(), (1, 0)).tolist()  # of so many heaviest rows
     blocks: dict[tuple[int, int], Tensor] = {}
+    coded: dict[tuple[Any, ...], float] = {}
+
+    def lost(rank: int, stages: Sequence[StageSpec]) -> float:
+        """Of a row that so many directions and these stages serve; the same for any number of rows."""
+        key = (rank, *((stage.width, stage.words) for stage in stages))
+        if key not in coded:
+            start = (rank, stages[0].width)
+            if start not in blocks:
+                blocks[start] = falling_blocks(gains[:rank], stages[0].width)
+            coded[key] = coded_error(blocks[start], stages)
+        return coded[key]
+
     found = []
     for size in sizes:
         rank, stages = size["rank"], stages_of(size)
-        key = (rank, stages[0].width)
-        if key not in blocks:
-            blocks[key] = falling_blocks(gains[:rank], stages[0].width)
         whole = [stage for stage in stages if stage.rows is None]
-        cut = float(gains[rank:].sum()) / max(energy, torch.finfo(torch.float64).tiny)
+        cut = tails[rank] / max(energy, torch.finfo(torch.float64).tiny)
         total, before = energy * cut * (1 + CUT_OFF * cut**2), 0.0
         for stage in reversed([stage for stage in stages if stage.rows is not None]):
-            reached = float(mass[min(stage.rows or 0, len(falling))])
+            reached = mass[min(stage.rows or 0, len(falling))]
             inside = [s for s in stages if s.rows is None or s.rows >= (stage.rows or 0)]
-            total += (reached - before) * coded_error(blocks[key], inside)
+            total += (reached - before) * lost(rank, inside)
             before = reached
-        total += (1.0 - before) * coded_error(blocks[key], whole)
+        total += (1.0 - before) * lost(rank, whole)
         found.append(min(total, energy) * short.unit)
     return found
 
@@ -92,22 +103,33 @@ def fit_table(
     """
     stages, rank = stages_of(chosen), chosen["rank"]
     order = balanced(short.directions.gains[:rank], stages[0].width)
-    latents = short.directions.coordinates(table, order)
-    coded = fit_codes(
-        latents,
-        stages,
-        None,
-        short.weights,
-        chosen["scales"],
-        rounds=1 if latents.numel() <= ROUNDS_UP_TO else 0,
-        sweeps=1,
-        book_dtype=book_dtype,
-        seed=seed,
-        in_place=True,
-        cluster=remembered_kmeans,
-    )
+    coded = _codes(table, short, stages, order, chosen["scales"], book_dtype, seed)
     back, mean = _map_back(table, coded, short, order)
     return {"up.weight": back.T, "up.bias": mean, **coded.tensors("coded.")}
+
+
+def _codes(
+    table: Tensor, short: ShortRows, stages: Sequence[StageSpec], order: Tensor, scales: bool, book_dtype: torch.dtype,
+    seed: int,
+) -> Coded:  # fmt: skip
+    """Codes of the short rows; those of a large table are made some columns at a time."""
+    large = len(table) * len(order) > HELD_AT_ONCE
+    if not large or scales:
+        return fit_codes(
+            short.directions.coordinates(table, order), stages, None, short.weights, scales, rounds=int(not large),
+            sweeps=1, book_dtype=book_dtype, seed=seed, in_place=True, cluster=remembered_kmeans,
+        )  # fmt: skip
+
+    def take(rows: Tensor | None, columns: slice) -> Tensor:
+        return short.directions.coordinates(table if rows is None else table[rows], order[columns])
+
+    kept = RememberedCodes()
+    coded = fit_codes_by_columns(
+        take, len(table), len(order), stages, short.weights, book_dtype=book_dtype, seed=seed,
+        cluster=remembered_kmeans, keep=kept,
+    )  # fmt: skip
+    kept.forget()
+    return coded
 
 
 def _map_back(table: Tensor, coded: Coded, short: ShortRows, order: Tensor) -> tuple[Tensor, Tensor]:
