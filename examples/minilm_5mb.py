@@ -31,7 +31,7 @@ source = get_model_path()
 model = fewfold.load(source)
 tokenizer = AutoTokenizer.from_pretrained(source)
 
-# The budget leaves room for the graph around the numbers, so that the ONNX file stays below 5 MB too.
+# ONNX holds codes of 5 to 7 bits as bytes: the budget leaves room, so that its file stays below 5 MB too.
 fewfold.compress(
     model, "codes-default", budget="bytes=4.8MB", calibration=texts, tokenizer=tokenizer, calibration_name=name
 )

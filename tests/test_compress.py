@@ -6,7 +6,7 @@ import torch
 from tiny_models import inputs, make
 
 import fewfold
-from fewfold import Budget, BudgetError, Dense, LowRank, Recipe, RecipeError, TargetError, compress
+from fewfold import Budget, BudgetError, Dense, LowRank, Recipe, RecipeError, SubvectorCodes, TargetError, compress
 from fewfold.measure.parameters import stored_bytes, unique_parameters
 
 LINEARS = 2 * (4 * 16 * 16 + 2 * 16 * 24)
@@ -110,7 +110,8 @@ def test_fixed_and_dense_units_count_in_a_whole_model_budget(bert, texts):
     [
         (LowRank(rank=4), Budget(parameters="1/4 of linears"), "nothing to choose"),
         ("int8", Budget(parameters="1/4 of linears"), "nothing to choose"),
-        (LowRank(), None, "has no size|have no size"),
+        (LowRank(), None, r"11 more have no size: give a budget .*of linears.*LowRank\(rank=…\)"),
+        (SubvectorCodes(targets="embeddings"), None, r"has no size: .*of embeddings.*SubvectorCodes\(width=…\)"),
         (LowRank(), Budget(parameters="1/900 of linears"), "cannot be reached"),
         (LowRank(), Budget(parameters="1/4 of embeddings"), "covers no weight"),
         ([LowRank(), LowRank(targets="embeddings")], Budget(parameters="1/4 of linears"), "no size"),

@@ -7,6 +7,7 @@ is a choice of the machine at run time and no part of a checkpoint.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,11 @@ def placeholder(rows: int) -> Tensor:
     return torch.empty(rows, 0)
 
 
+@cache
+def _is_plain(kind: type[nn.Module]) -> bool:
+    return kind in _PLAIN or kind.__module__.startswith("fewfold.")
+
+
 def must_be_called(child: nn.Module, hooks: bool = True) -> bool:
     """Whether a stored child's effect is more than its matrix, so that it has to be called.
 
@@ -35,8 +41,8 @@ def must_be_called(child: nn.Module, hooks: bool = True) -> bool:
 
     :param hooks: whether forward hooks count; on a table that is looked up too, they may be about look-ups only.
     """
-    kind = type(child)
-    if kind not in _PLAIN and not kind.__module__.startswith("fewfold."):
+    kind: Any = type(child)
+    if not _is_plain(kind):
         return True
     if (hooks and (child._forward_hooks or child._forward_pre_hooks)) or "forward" in child.__dict__:
         return True
@@ -114,7 +120,10 @@ class Assembled(nn.Module):
 
         Writes through ``parameter.data`` are invisible to this; a switch of ``train()`` and ``eval()`` forgets it.
         """
-        key = self.assembly_key()
+        return self._rebuilt_at(self.assembly_key())
+
+    def _rebuilt_at(self, key: tuple[Any, ...] | None) -> Tensor:
+        """As :meth:`rebuilt_weight`, with what :meth:`assembly_key` just said."""
         if key is None:
             self._rebuilt = None
             return self.assembled_weight()

@@ -11,7 +11,7 @@ import typer
 from fewfold_cli.console import AsJson, Verbose, err, out, working
 from fewfold_cli.files import check_output
 
-EXAMPLE = 'Example: fewfold demo --out demo-out --budget "parameters=1/4 of linears" --budget "bytes=4MB of embeddings"'
+EXAMPLE = 'Example: fewfold demo --out demo-out --recipe low-rank-int8 --budget "parameters=1/2 of linears"'
 
 
 def demo(
@@ -40,11 +40,11 @@ def demo(
         from fewfold.demo.readme import fill
         from fewfold.demo.run import MISSING_STS
         from fewfold.demo.run import demo as run
-        from fewfold.demo.settings import Settings
+        from fewfold.demo.settings import DEFAULT_RECIPE, Settings
 
         settings = Settings()
         if recipe is not None or budget:
-            settings = Settings(recipe=recipe, budgets=tuple(budget or ()))
+            settings = Settings(recipe=recipe or DEFAULT_RECIPE, budgets=tuple(budget or ()))
         output.mkdir(parents=True, exist_ok=True)
         notes = err()
         result = run(output, settings, say=lambda line: notes.print(line, style="dim"))

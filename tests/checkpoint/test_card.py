@@ -44,6 +44,30 @@ def test_the_header_keeps_what_holds_and_adds_what_is_new(small, tmp_path):
     assert (tmp_path / "small" / "README.original.md").read_text() == ORIGINAL
 
 
+@pytest.mark.parametrize(
+    ("card", "name"),
+    [
+        (ORIGINAL, "The original"),
+        ("<!-- # made by a tool -->\n# all-MiniLM-L6-v2 \nA model\n# Other", "all-MiniLM-L6-v2"),
+        ("A model.\n\n# Load it\n", "source"),
+        ("---\n# a comment\nlicense: mit\n---\n\ntext", "source"),
+        ("# [a link](https://example.org)\n", "source"),
+        ("", "source"),
+        (None, "source"),
+    ],
+)
+def test_a_folder_is_named_by_its_card(card, name, small, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    if card is not None:
+        (source / "README.md").write_text(card)
+    for _ in range(2):  # saving again reads the same
+        fewfold.save(small, tmp_path / "small", source=source)
+        text = (tmp_path / "small" / "README.md").read_text()
+        assert f"# {name}, compressed with fewfold\n" in text
+        assert f"made from `{name}`." in text
+
+
 def test_a_name_on_the_hub_becomes_the_base_model(small, tmp_path):
     small.config.name_or_path = "org/model"
     fewfold.save(small, tmp_path / "small")

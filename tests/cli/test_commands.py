@@ -130,6 +130,7 @@ def test_the_console_entry_starts_without_torch():
     assert result.stdout.strip() == f"fewfold {metadata.version('fewfold')}"
 
 
+@pytest.mark.full
 def test_other_libraries_are_silent(encoder):
     """In a process of its own, where transformers and torchao are imported by the command."""
     command = [sys.executable, "-m", "fewfold_cli.main", "inspect", str(encoder), "--json"]

@@ -64,6 +64,7 @@ def test_the_table(run, encoder, small, texts, tmp_path):
     assert "tokens/s" in result.out
 
 
+@pytest.mark.full
 def test_the_same_command_goes_on(run, encoder, small, texts, tmp_path, monkeypatch):
     config = tmp_path / "mine.yaml"
     config.write_text("hidden: {layers: last}\nbatch_size: 16\ncheckpoint_minutes: 1.0e-9\nlog_steps: 1\n")

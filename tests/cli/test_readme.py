@@ -20,6 +20,7 @@ def _python(arguments, folder):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)  # it fits a whole model
 def test_python_blocks_run_in_order(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 2

@@ -84,13 +84,13 @@ def plan(
         settings = method_named(unit.method).unbudgeted(unit) if number not in choices else None
         if settings is not None:
             choices[number] = Choice(unit, settings)
-    missing = [unit.name for number, unit in enumerate(units) if number not in choices]
+    missing = [unit for number, unit in enumerate(units) if number not in choices]
     if missing:
+        further = f" and {len(missing) - 1} more have" if len(missing) > 1 else " has"
         raise BudgetError(
-            f"{missing[0]} and {len(missing) - 1} more have no size: "
-            if len(missing) > 1
-            else f"{missing[0]} has no size: "
-            + "give a budget that covers them (budget=Budget(parameters='1/4 of linears')) or fix it (rank=…)"
+            f"{missing[0].name}{further} no size: give a budget that covers them "
+            f"(budget=Budget(bytes='1/4 of {missing[0].targets[0].kind}s')) or fix it "
+            f"({type(missing[0].config).__name__}({method_named(missing[0].method).sized_by}=…))"
         )
     timing = costs.timing.report() if costs.timing is not None else {}
     return Plan([choices[number] for number in range(len(units))], reached, timing)

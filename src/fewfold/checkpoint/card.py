@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,15 @@ def write_card(
     """Write ``README.md`` into a checkpoint folder; an original card found there is kept as ``README.original.md``."""
     structure = structure_of(model)
     assert structure is not None
-    card_file = folder / "README.md"
+    card_file, original = folder / "README.md", folder / "README.original.md"
     metadata: dict[str, Any] = {}
     if card_file.exists():
         metadata = _metadata(card_file)
         if "fewfold" not in (metadata.get("tags") or []):
-            card_file.rename(folder / "README.original.md")
+            card_file.rename(original)
     base = base_model(model, source)
+    if base and "/" not in base:  # a folder's name says less than its card
+        base = _title(original) or base
     data = card_data(metadata, structure, base, sentence_encoder=(folder / "modules.json").is_file())
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{card_text(model, structure, base, numbers)}").save(card_file)
 
@@ -68,6 +71,16 @@ def restore_card(folder: Path) -> None:
         original.replace(card)
     elif card.is_file() and "fewfold" in (_metadata(card).get("tags") or []):
         card.unlink()
+
+
+def _title(card: Path) -> str:
+    """The heading that a card begins with; empty where it has none that could be a name."""
+    if not card.is_file():
+        return ""
+    text = card.read_text(encoding="utf-8", errors="replace")
+    text = re.sub(r"\A---\n.*?\n---\n|<!--.*?-->", "", text, flags=re.DOTALL)
+    heading = re.match(r"\s*# +([\w.@ -]{1,80}?) *\n", text)
+    return heading[1] if heading else ""
 
 
 def _metadata(card: Path) -> dict[str, Any]:

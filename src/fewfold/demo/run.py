@@ -116,7 +116,7 @@ def demo(folder: Path, settings: Settings, say: Callable[[str], None] = lambda _
     with _told("loading the dense model", say):
         dense, tokenizer = load(source), AutoTokenizer.from_pretrained(source)
         model = load(source)
-    recipe = Recipe.of(settings.steps)
+    recipe = Recipe.of(settings.recipe)
     name = f"{len(calibration)} sentences of Python's manual"
     start = time.perf_counter()
     with _told(f"compressing it, calibrated on {name}", say):
