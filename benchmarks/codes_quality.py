@@ -1,15 +1,15 @@
 """Codes into codebooks of sub-vectors on all-MiniLM-L6-v2, without any training: tables, linear maps, the whole model.
 
-    python benchmarks/codes_quality.py [tables|linears|model]
+    python benchmarks/codes_quality.py [tables|linears|model] [--again PART] [--fresh]
 
 Every row goes into the results as soon as it is measured, and a row that is there is not measured again: a run that was
-stopped goes on. ``--fresh`` starts anew.
+stopped goes on. ``--again`` measures rows anew whose name holds PART, ``--fresh`` all.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -35,15 +35,20 @@ ASKED_LINEARS = {8: 0.88, 15: 0.68, 25: 0.50}
 class Rows:
     """The rows of one table, kept on disk from row to row."""
 
-    def __init__(self, name: str, bench: Bench) -> None:
+    def __init__(self, name: str, bench: Bench, fresh: bool = False, again: str | None = None) -> None:
         self.bench, self.path = bench, RESULTS / f"{name}.rows.json"
         self.texts = calibration_texts(TEXT)
         self.similarities: dict[str, list[float]] = {}
-        if self.path.exists() and "--fresh" not in sys.argv:
-            kept = json.loads(self.path.read_text(encoding="utf-8"))
-            self.similarities = kept["similarities"]
+        self.differences: list[dict[str, Any]] = []
+        finished = RESULTS / f"{name}.json"
+        source = self.path if self.path.exists() else finished
+        if source.exists() and not fresh:
+            kept = json.loads(source.read_text(encoding="utf-8"))
+            self.similarities = kept.get("similarities", {})
+            self.differences = kept.get("differences", [])
             for row in kept["rows"]:
-                bench.add(QualityRow(**{**row, "sts": StsScore(**row["sts"]) if row["sts"] else None}))
+                if source is self.path or again is None or again not in row["name"]:
+                    bench.add(QualityRow(**{**row, "sts": StsScore(**row["sts"]) if row["sts"] else None}))
 
     def run(self, name: str, config: Any, budget: Any = None, calibrated: bool = True, keep: bool = False) -> None:
         """Compress and measure, unless that row is there.
@@ -74,7 +79,10 @@ class Rows:
             )
             self.similarities[name] = (first * second).sum(1).tolist()
         RESULTS.mkdir(exist_ok=True)
-        content = {"rows": [asdict(row) for row in self.bench.rows], "similarities": self.similarities}
+        content = {
+            "rows": [asdict(row) for row in self.bench.rows], "similarities": self.similarities,
+            "differences": self.differences,
+        }  # fmt: skip
         self.path.write_text(json.dumps(content), encoding="utf-8")
 
     def found(self, name: str) -> QualityRow:
@@ -89,6 +97,8 @@ class Rows:
 
     def difference(self, better: str, than: str) -> dict[str, Any]:
         """Spearman's difference between two rows, with a paired bootstrap interval over the pairs of sentences."""
+        if better not in self.similarities or than not in self.similarities:  # measured in an earlier run
+            return next(one for one in self.differences if one["rows"] == [better, than])
         scores = np.array([pair.score for pair in self.bench.pairs])
         a, b = np.array(self.similarities[better]), np.array(self.similarities[than])
         rng, found = np.random.default_rng(0), []
@@ -105,10 +115,14 @@ class Rows:
         self.path.unlink(missing_ok=True)
 
 
-def begin(name: str) -> Rows:
-    """The first rows of every table."""
+def begin(name: str, fresh: bool = False, again: str | None = None) -> Rows:
+    """The first rows of every table, and those that are there.
+
+    :param fresh: measure all anew.
+    :param again: measure rows anew whose name holds this.
+    """
     bench = Bench()
-    rows = Rows(name, bench)
+    rows = Rows(name, bench, fresh, again)
 
     def first() -> torch.nn.Module:
         bench.add(quality_row("dense", bench.model, bench.reference, bench.pairs))
@@ -119,9 +133,9 @@ def begin(name: str) -> Rows:
     return rows
 
 
-def tables() -> None:
+def tables(**options: Any) -> None:
     """The token table at every ratio."""
-    rows = begin("codes_tables")
+    rows = begin("codes_tables", **options)
     dense = rows.sts("dense")
     for ratio in RATIOS:
         budget = Budget(bytes=f"1/{ratio} of embeddings")
@@ -159,9 +173,9 @@ def tables() -> None:
     )
 
 
-def linears() -> None:
+def linears(**options: Any) -> None:
     """The linear maps at 8, 15 and 25 times fewer bytes."""
-    rows = begin("codes_linears")
+    rows = begin("codes_linears", **options)
     for ratio in ASKED_LINEARS:
         budget = Budget(bytes=f"1/{ratio} of linears")
         rows.run(f"low rank, int4 factors, {ratio}×", LowRank(stored_dtype="int4"), budget)
@@ -180,9 +194,9 @@ def linears() -> None:
     rows.finish("codes_linears", "Linear maps in fewer bytes, without training", checks, {})
 
 
-def whole_model() -> None:
+def whole_model(**options: Any) -> None:
     """The whole model in 12, 8, 5 and 3 MB, next to every weight rounded to few bits."""
-    rows = begin("codes_model")
+    rows = begin("codes_model", **options)
     for size in ("5MB", "3MB", "8MB", "12MB"):
         rows.run(f"codes-default, {size}", "codes-default", Budget(bytes=size))
     for bits in ("int8", "int4", "int3"):
@@ -196,8 +210,13 @@ def whole_model() -> None:
     rows.finish("codes_model", "The whole model in a few megabytes, without training", checks, {})
 
 
+PARTS = {"model": whole_model, "linears": linears, "tables": tables}
+
 if __name__ == "__main__":
-    wanted = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
-    for part, program in (("model", whole_model), ("linears", linears), ("tables", tables)):
-        if not wanted or part in wanted:
-            program()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="which tables (all)")
+    parser.add_argument("--again", metavar="PART", help="measure rows anew whose name holds this")
+    parser.add_argument("--fresh", action="store_true", help="measure all rows anew")
+    wanted = parser.parse_args()
+    for part in wanted.parts or PARTS:
+        PARTS[part](fresh=wanted.fresh, again=wanted.again)

@@ -35,7 +35,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "stride": 64, "eval_limit": 500,
     },
 }  # fmt: skip
-CELLS = RESULTS / "finetune_tables.cells.json"
+CELLS, KEPT = RESULTS / "finetune_tables.rows.json", RESULTS / "finetune_tables.json"
 
 
 def tables() -> dict[str, tuple[Any, float | None]]:
@@ -89,11 +89,14 @@ def main() -> None:
         if missing:
             measure(bench, name, config, ratio, missing)
     draw(read())
+    CELLS.unlink(missing_ok=True)  # what it held is in the results
 
 
 def read() -> dict[str, dict[str, Any]]:
     """What is measured already: by row, then by task."""
-    return json.loads(CELLS.read_text(encoding="utf-8")) if CELLS.exists() else {}
+    if CELLS.exists():
+        return json.loads(CELLS.read_text(encoding="utf-8"))
+    return json.loads(KEPT.read_text(encoding="utf-8"))["cells"] if KEPT.exists() else {}
 
 
 def mean(cell: dict[str, Any], metric: str) -> float:

@@ -4,7 +4,9 @@ Random codes and words (speed does not depend on them), V = 33,278, fp32, all co
 never assembles the table; ``rebuilt`` assembles it at every call, as training does; ``dense`` is ``F.linear(h, E)``.
 Fewer numbers: those of the table over words and codes together, a code counted as one number; fewer bytes: of fp32 on
 disk. The system hands out fresh pages for every large result by default; 34 MB of logits cost every contender more
-there than the sums: the judged run lets the allocator keep them, as servers do; the default stands beside it.
+there than the sums: the judged run lets the allocator keep them, as servers do; the default stands beside it. In turns
+means that every contender finds the caches full of another's numbers. One section has each run by itself, as many times
+in a row: what is small enough stays in the cache there.
 
     python benchmarks/head_speed.py
 """
@@ -33,10 +35,11 @@ ROWS = 33278
 # glibc keeps freed memory instead of giving it back to the system
 REUSED = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 REUSED["MALLOC_TOP_PAD_"] = "268435456"
-SETTINGS = {  # name: threads, environment
-    "2 threads, memory kept": (2, REUSED),
-    "2 threads, fresh memory": (2, {}),
-    "1 thread, memory kept": (1, REUSED),
+SETTINGS: dict[str, tuple[int, dict[str, str], bool]] = {  # name: threads, environment, in turns
+    "2 threads, memory kept": (2, REUSED, True),
+    "2 threads, memory kept, each by itself": (2, REUSED, False),
+    "2 threads, fresh memory": (2, {}, True),
+    "1 thread, memory kept": (1, REUSED, True),
 }
 SETTING = next(iter(SETTINGS))
 WIDTHS, BATCHES = (512, 1024), (1, 32, 256)
@@ -45,19 +48,20 @@ JUDGED, ASKED = "64 × 1,024", {1: 12.0, 32: 10.0, 256: 4.5}
 REPEATS = {1: 40, 32: 20, 256: 10}
 
 
-def timed(runs: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of every run, interleaved, after three rounds to warm up."""
+def timed(runs: dict[str, Callable[[], Tensor]], repeats: int, turns: bool) -> dict[str, list[float]]:
+    """Milliseconds of every run, in turns or one contender after the other, after three rounds to warm up."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(repeats + 3):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if number >= 3:
-                times[name].append((time.perf_counter() - start) * 1e3)
+    rounds = range(repeats + 3)
+    order = [(number, name) for number in rounds for name in runs]
+    for number, name in order if turns else sorted(order, key=lambda one: list(runs).index(one[1])):
+        start = time.perf_counter()
+        runs[name]()
+        if number >= 3:
+            times[name].append((time.perf_counter() - start) * 1e3)
     return times
 
 
-def shape(columns: int, batch: int) -> list[dict[str, Any]]:
+def shape(columns: int, batch: int, turns: bool) -> list[dict[str, Any]]:
     """The rows of one hidden size and batch."""
     states, dense = torch.randn(batch, columns), torch.randn(ROWS, columns)
     runs: dict[str, Callable[[], Tensor]] = {"dense": lambda: F.linear(states, dense)}
@@ -75,7 +79,7 @@ def shape(columns: int, batch: int) -> list[dict[str, Any]]:
         if name == JUDGED:
             runs["rebuilt"] = lambda coded=coded: F.linear(states, coded())  # type: ignore[misc]
     facts["rebuilt"] = facts[JUDGED]
-    times = timed(runs, REPEATS[batch])
+    times = timed(runs, REPEATS[batch], turns)
     rows, reference = [], statistics.median(times["dense"])
     for name, values in times.items():
         quarters = statistics.quantiles(values, n=4, method="inclusive")
@@ -90,19 +94,20 @@ def shape(columns: int, batch: int) -> list[dict[str, Any]]:
     return rows
 
 
-def measure(threads: int) -> list[dict[str, Any]]:
+def measure(setting: str) -> list[dict[str, Any]]:
     """The rows of every shape in this process."""
+    threads, _, turns = SETTINGS[setting]
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     shapes = [(columns, batch) for columns in WIDTHS for batch in BATCHES]
     with torch.inference_mode():
-        return [row for pair in track(shapes, "shapes") for row in shape(*pair)]
+        return [row for pair in track(shapes, "shapes") for row in shape(*pair, turns)]
 
 
 def in_a_process(setting: str) -> list[dict[str, Any]]:
     """The same in a process of its own: the allocator reads its settings once."""
-    threads, environment = SETTINGS[setting]
-    command = [sys.executable, __file__, str(threads)]
+    _, environment, _ = SETTINGS[setting]
+    command = [sys.executable, __file__, setting]
     done = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, check=True, text=True)
     return [{"setting": setting, **row} for row in json.loads(done.stdout.splitlines()[-1])]
 
@@ -127,13 +132,13 @@ def main() -> None:
                 f"{row['fewer bytes']:.1f}× | {row['median']:.2f} ({row['low']:.2f}–{row['high']:.2f}) | "
                 f"{row['faster']:.1f}× | {row['faster at best']:.1f}× |"
             )
-    extra = {"settings": {name: threads for name, (threads, _) in SETTINGS.items()}, "load": load}
+    extra = {"settings": {name: threads for name, (threads, _, _) in SETTINGS.items()}, "load": load}
     publish_checks("head_speed", "Logits from coded tables", checks, {**extra, "rows": rows}, [*lines, ""])
     print("\n".join(lines))
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(json.dumps(measure(int(sys.argv[1]))))
+        print(json.dumps(measure(sys.argv[1])))
     else:
         main()

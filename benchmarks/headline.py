@@ -15,7 +15,8 @@ START, END = "<!-- headline -->", "<!-- /headline -->"
 ROWS = {
     "dense fp32 ONNX": "dense, fp32",
     "dense int8 ONNX": "dense, int8",
-    "5 MB ONNX, speed": "fewfold, made for speed",
+    "5 MB ONNX, int8": "fewfold, int8",
+    "5 MB ONNX, balance": "fewfold",
     "5 MB ONNX, memory": "fewfold, made for memory",
 }
 

@@ -24,6 +24,7 @@ from transformers import BertConfig, BertModel
 
 import fewfold
 from fewfold import SharedLayers
+from fewfold.export.onnx import export_onnx
 from fewfold.measure.latency import latency
 from fewfold.measure.parameters import unique_parameters
 
@@ -69,27 +70,10 @@ def models(width: int, heads: int, inner: int) -> dict[str, Any]:
     return found
 
 
-class _States(torch.nn.Module):
-    """Ids to hidden states, for the export."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """``(batch, length)`` to ``(batch, length, width)``."""
-        return self.model(input_ids).last_hidden_state
-
-
 def exported(model: Any, folder: Path) -> dict[str, int]:
     """Bytes of a model's ONNX file, and what ONNX Runtime keeps resident in a process of its own."""
-    file = folder / "model.onnx"
-    ids = torch.ones(1, 16, dtype=torch.long)
-    with torch.no_grad():
-        program = torch.onnx.export(_States(model).eval(), (ids,), dynamo=True, verbose=False, optimize=False)
-    program.save(str(file))
-    size = sum(entry.stat().st_size for entry in folder.iterdir())
-    return {"onnx_bytes": size, "runtime_bytes": in_a_process(MEASURED, file)}
+    report = export_onnx(model, folder / "model.onnx")
+    return {"onnx_bytes": report.bytes, "runtime_bytes": in_a_process(MEASURED, report.file)}
 
 
 def in_a_process(program: str, file: Path) -> int:

@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose name holds this")
     parser.add_argument("--fresh", action="store_true", help="forget the rows that are there")
     wanted = parser.parse_args()
-    rows = begin("shared_layers_quality")
+    rows = begin("shared_layers_quality", wanted.fresh)
     for name, (config, budget) in contenders().items():
         if wanted.only in name:
             rows.run(name, config, budget)
