@@ -14,11 +14,13 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from fewfold.measure.environment import environment
+from fewfold.measure.environment import bf16_is_emulated, environment
 from fewfold.measure.fidelity import Reference
 from fewfold.measure.quality import QualityRow, quality_row, rows_to_markdown
 from fewfold.tasks.data import SentencePair, distinct_sentences, stsb
 
+# trainings compute in bfloat16 where the processor multiplies it; results say so
+BF16 = not bf16_is_emulated()
 RESULTS = Path(__file__).parent / "results"
 TABLES = Path(__file__).parent.parent / "docs" / "benchmarks"
 

