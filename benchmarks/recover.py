@@ -26,7 +26,7 @@ from typing import Any
 from common import Bench, check, publish
 from recover_curves import draw_curves, group_of
 from recover_plans import TEXT, Make, plans
-from recover_texts import excluded, recovery_texts
+from recover_texts import excluded, recovery_phases, recovery_texts
 
 import fewfold
 from fewfold.calibration.cache import cache_folder
@@ -73,7 +73,7 @@ def recover(bench: Bench, name: str, make: Make, minutes: float, texts: list[str
             _keep({"row": _judge(bench, student, name, "before"), "recipe": steps}, start)
         if not end.is_file():
             fewfold.distill(
-                bench.model, student, texts, config="general", tokenizer=bench.tokenizer, minutes=minutes,
+                bench.model, student, texts, config=recovery_phases(), tokenizer=bench.tokenizer, minutes=minutes,
                 exclude=excluded(), out=folder, data_name="mixed sentences",
             )  # fmt: skip
     before = json.loads(start.read_text(encoding="utf-8"))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import random
 
+from common import BF16
+
+from fewfold.distill.config import DistillConfig
+from fewfold.distill.presets import phases_of
 from fewfold.tasks.data import distinct_sentences, lines, local_file, stsb, wikitext2
 
 SEED = 0
@@ -23,6 +27,11 @@ def recovery_texts() -> list[str]:
         found += kept[: SHARES[name]]
     random.Random(SEED).shuffle(found)
     return found
+
+
+def recovery_phases(preset: str = "general") -> list[DistillConfig]:
+    """A preset's phases, in bfloat16 where the processor has it."""
+    return [phase.changed(bf16=BF16) for phase in phases_of(preset)]
 
 
 def excluded() -> list[str]:

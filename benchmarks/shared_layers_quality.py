@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from codes_quality import TEXT, begin
 from common import BF16, check, publish
-from recover_texts import excluded, recovery_texts
+from recover_texts import excluded, recovery_phases, recovery_texts
 
 import fewfold
 from fewfold import Budget, LowRank, SharedLayers, Tucker
@@ -83,7 +83,7 @@ def distilled(rows: Any, name: str, minutes: float, steps: int | None) -> None:
         limit = {"steps": steps} if steps else {"minutes": minutes}
         fewfold.distill(
             rows.bench.model, model, recovery_texts(), tokenizer=rows.bench.tokenizer, data_name="mixed sentences",
-            exclude=excluded(), bf16=BF16, **limit,
+            exclude=excluded(), config=recovery_phases(), **limit,
         )  # fmt: skip
         return model.eval()
 

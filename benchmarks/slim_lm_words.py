@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, check, claims, publish_checks
+from common import BF16, RESULTS, check, claims, publish_checks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 from word_corpora import CORPORA, read
@@ -47,7 +47,7 @@ from fewfold.models import SlimLMConfig, SlimLMForCausalLM
 NAME = "slim_lm_words"
 ROWS = RESULTS / f"{NAME}.rows.json"
 VOCABULARY, HIDDEN, LAYERS, POSITIONS, ORDER = 10_000, 256, 2, 8, 5
-TRAINING = {"batch": 20, "bptt": 35, "learning_rate": 2e-3, "clip": 0.5, "checkpoint_minutes": 2.0}
+TRAINING = {"batch": 20, "bptt": 35, "learning_rate": 2e-3, "clip": 0.5, "checkpoint_minutes": 2.0, "bf16": BF16}
 DROPOUT = 0.2
 WRITTEN, ROUNDS, PROMPT = 100, 5, "the"
 
@@ -123,6 +123,7 @@ class Bench:
     def key(self, corpus: str, row: str) -> str:
         """What a row is kept under."""
         settings = {} if row == BASELINE else {**self.training.of_the_run(), "dropout": DROPOUT, "hidden": HIDDEN}
+        settings.pop("bf16", None)  # rows say it of themselves
         return json.dumps([corpus, row, VOCABULARY, settings, *([self.limit] if self.limit else [])])
 
     def found(self, corpus: str, row: str) -> dict[str, Any] | None:
@@ -177,6 +178,7 @@ class Bench:
             "bytes": file_bytes(folder), "hidden": trained.model.config.hidden_size, "steps": trained.progress.step,
             "best_step": trained.progress.best_step, "minutes": trained.progress.seconds / 60,
             "tokens_a_second": trained.progress.tokens_a_second, "threads": torch.get_num_threads(),
+            "bf16": BF16,
         })  # fmt: skip
         shutil.rmtree(checkpoints, ignore_errors=True)
 
@@ -207,8 +209,8 @@ def table(bench: Bench, corpus: str, speeds: dict[str, dict[str, float]]) -> lis
     found = [
         f"## {CORPORA[corpus]}, the {VOCABULARY:,} most frequent words", "", sizes, "",
         "| model | width | parameters, M | MB on disk | valid ppl | test ppl | dense's test ppl / own "
-        "| trained at, tokens/s | writes, tokens/s (low…high) |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| trained in | at, tokens/s | writes, tokens/s (low…high) |",
+        "|---|---:|---:|---:|---:|---:|---:|---|---:|---:|",
     ]  # fmt: skip
     for name in (BASELINE, *MODELS):
         row = bench.found(corpus, name)
@@ -217,12 +219,13 @@ def table(bench: Bench, corpus: str, speeds: dict[str, dict[str, float]]) -> lis
         against = "" if dense is None else f"{dense['test'] / row['test']:.3f}"
         if name == BASELINE:
             sizes = f"– | {row['ngrams'] / 1e6:.2f} M n-grams | –"
-            speed = "– | –"
+            speed = "– | – | –"
         else:
             sizes = f"{row['hidden']} | {row['parameters'] / 1e6:.2f} | {row['bytes'] / 1e6:.2f}"
             wrote = speeds.get(name)
             shown = "–" if wrote is None else f"{wrote['median']:,.0f} ({wrote['low']:,.0f}…{wrote['high']:,.0f})"
-            speed = f"{row['tokens_a_second']:,.0f} | {shown}"
+            dtype = "bf16" if row["bf16"] else "fp32"
+            speed = f"{dtype} | {row['tokens_a_second']:,.0f} | {shown}"
         found.append(f"| {name} | {sizes} | {row['valid']:.2f} | {row['test']:.2f} | {against} | {speed} |")
     return [*found, ""]
 

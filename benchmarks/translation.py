@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, check, publish_checks
+from common import BF16, RESULTS, check, publish_checks
 
 import fewfold
 from fewfold.calibration.cache import cache_folder
@@ -42,7 +42,7 @@ FLOOR, LOSS = 25.0, 0.03
 def measure(kind: str, slim: bool, seed: int) -> dict[str, Any]:
     """Train one row's model, or go on with it, and judge it."""
     folder = Path(cache_folder().parent) / "translation" / f"{kind}-{'slim' if slim else 'dense'}-{seed}"
-    settings = TranslationTraining(**TRAINING[kind], seed=seed)
+    settings = TranslationTraining(**TRAINING[kind], seed=seed, bf16=BF16)
     if not (folder / "training.json").is_file():
         train_and_save(
             folder, kind, read_corpus(), read_corpus(split="val"), settings, vocabulary=VOCABULARY, size=SIZE,
@@ -112,7 +112,11 @@ def draw(rows: dict[str, list[dict[str, Any]]]) -> None:
         lines.append(f"| {' | '.join(cells)} |")
     some = next(iter(rows.values()))[0] if rows else None
     if some is not None:
-        lines += ["", f"{some['greedy']['signature']}; {some['threads']} threads; medians over seeds."]
+        lines += [
+            "",
+            f"{some['greedy']['signature']}; {some['threads']} threads; medians over seeds."
+            + (" Trained in bfloat16." if some["settings"]["bf16"] else ""),
+        ]
         lines += [
             f"{kind}: {chosen['steps']:,} steps of at most {chosen['batch_tokens']:,} tokens, peak learning rate "
             f"{chosen['learning_rate']:g}, cosine; joint vocabulary of {VOCABULARY:,}, size {SIZE}."
