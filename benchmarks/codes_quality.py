@@ -32,6 +32,10 @@ ASKED_TABLES = {10: (0.95, 0.002), 25: (0.85, 0.008), 50: (0.70, 0.025)}
 ASKED_LINEARS = {8: 0.88, 15: 0.68, 25: 0.50}
 
 
+def _row(kept: dict[str, Any]) -> QualityRow:
+    return QualityRow(**{**kept, "sts": StsScore(**kept["sts"]) if kept["sts"] else None})
+
+
 class Rows:
     """The rows of one table, kept on disk from row to row."""
 
@@ -48,7 +52,7 @@ class Rows:
             self.differences = kept.get("differences", [])
             for row in kept["rows"]:
                 if source is self.path or again is None or again not in row["name"]:
-                    bench.add(QualityRow(**{**row, "sts": StsScore(**row["sts"]) if row["sts"] else None}))
+                    bench.add(_row(row))
 
     def run(self, name: str, config: Any, budget: Any = None, calibrated: bool = True, keep: bool = False) -> None:
         """Compress and measure, unless that row is there.
@@ -67,10 +71,12 @@ class Rows:
         self.add(name, lambda: self.bench.row(name, make, TEXT if calibrated else "-"), keep)
 
     def add(self, name: str, measure: Callable[[], Any], keep: bool = False) -> None:
-        """Let ``measure`` add its rows, unless they are there, and write all."""
+        """Let ``measure`` add its rows, unless they are there, and write all, those of other processes too."""
+        self._look()
         if any(row.name == name for row in self.bench.rows):
             return
         model = measure()
+        self._look()
         if keep:
             embeddings, _ = self.bench.reference.encode(model)
             place = {text: index for index, text in enumerate(self.bench.reference.texts)}
@@ -84,6 +90,13 @@ class Rows:
             "differences": self.differences,
         }  # fmt: skip
         self.path.write_text(json.dumps(content), encoding="utf-8")
+
+    def _look(self) -> None:
+        """Add what other processes wrote since."""
+        kept = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {"rows": []}
+        there = {row.name for row in self.bench.rows}
+        self.bench.rows += [_row(row) for row in kept["rows"] if row["name"] not in there]
+        self.similarities = {**kept.get("similarities", {}), **self.similarities}
 
     def found(self, name: str) -> QualityRow:
         """A measured row."""

@@ -124,6 +124,13 @@ def _nn10(there: dict[str, QualityRow], name: str) -> float:
     return there[name].neighbour_overlap
 
 
+def place_of(name: str) -> tuple[bool, int]:
+    """Where a row stands: references, then as they were named above, the trained ones last."""
+    trained = name.endswith((" minutes", " steps"))
+    known = name.rsplit(", ", 1)[0] if trained else name
+    return trained, [*contenders()].index(known) if known in contenders() else -1
+
+
 def main() -> None:
     """Measure what is missing, then draw the table."""
     parser = argparse.ArgumentParser()
@@ -145,7 +152,8 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "bf16": BF16,
     }
-    publish("shared_layers_quality", "Six layers in three blocks and in one", rows.bench.rows, extra)
+    ordered = sorted(rows.bench.rows, key=lambda row: place_of(row.name))
+    publish("shared_layers_quality", "Six layers in three blocks and in one", ordered, extra)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ def build(name: str, width: int, blocks: int, vocabulary: int, seed: int) -> Any
         vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=HEADS,
         intermediate_size=4 * hidden, max_position_embeddings=64, type_vocab_size=1,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        # as fresh blocks have it: at BERT's 0.02 so narrow a model learns no context for thousands of steps
+        initializer_range=(3 * hidden) ** -0.5,
     )  # fmt: skip
     model = BertForMaskedLM(config)
     if name != "unshared":

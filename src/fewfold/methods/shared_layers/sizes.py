@@ -14,6 +14,11 @@ from fewfold.methods.shared_layers.config import SharedLayers
 from fewfold.methods.shared_layers.layout import Layout
 from fewfold.stored import StoredDtype
 
+# Share of the inputs' mean energy that pulls the block that is begun with towards the plain mean. Where the inputs
+# say little, the weighted mean extrapolates, and a strict block's inputs are not the dense model's: on all-MiniLM-L6-v2
+# in three blocks, STS-B dev is 0.56 without it, 0.75 at 10, 0.73 with the plain mean.
+START_DAMPING = 10.0
+
 
 def config_of(unit: Unit) -> SharedLayers:
     """The unit's config."""
@@ -61,7 +66,7 @@ def start_of(
     """The block before any difference is fitted."""
     layout, init = layout_of(unit), config_of(unit).init
     if init in ("mean", "weighted"):
-        return mean_weight(own, moments if init == "weighted" else None)
+        return mean_weight(own, moments, START_DAMPING) if init == "weighted" else mean_weight(own)
     return layout.alignment.turns(layout.start, weights).weight(weights[layout.start.name])
 
 
