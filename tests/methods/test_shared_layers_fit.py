@@ -323,3 +323,26 @@ def test_unknown_parts_are_refused():
         SharedLayers(parts="everything")
     with pytest.raises(ValueError, match="'norms' beside them"):
         SharedLayers(parts="norms")
+
+
+@pytest.mark.parametrize("align", ["none", "permute", "rotate"])
+def test_what_is_turned_together_is_shared_together(align):
+    """A budget may not leave a query as it was where the keys of its heads are turned."""
+    model, batches = deep(), texts()
+    with torch.no_grad():
+        for (
+            layer
+        ) in model.encoder.layer:  # keys and the maps out of neurons gain nothing by differences, all else a lot
+            layer.attention.self.key.weight.copy_(model.encoder.layer[0].attention.self.key.weight)
+            layer.output.dense.weight.copy_(model.encoder.layer[0].output.dense.weight)
+    dense, errors = outputs(model, "bert"), []
+    for share in ("1/3", "3/4"):
+        small = copy.deepcopy(model)
+        fewfold.compress(
+            small, SharedLayers(map="all", align=align), budget=f"bytes={share} of linears", calibration=batches,
+            pieces=False, cache=False,
+        )  # fmt: skip
+        errors.append(float((outputs(small, "bert") - dense).norm() / dense.norm()))
+        kinds = [type(small.get_submodule(target.module)) for target in find_targets(model) if target.layer is not None]
+    assert (torch.nn.Linear in kinds) == (align == "none")  # without alignment a weight may stay
+    assert errors[1] < 0.9 * errors[0]

@@ -182,7 +182,7 @@ def _spend(
             if fit
             else [0.0] * len(sizes)
         )
-        if unit.config.stored.is_plain:
+        if unit.config.stored.is_plain and method_named(unit.method).may_stay_dense(unit):
             sizes, error = [*sizes, None], [*error, 0.0]
         values = costs.curve(quantity, unit, sizes)
         curves.append(Curve(unit.name, values, error))

@@ -180,6 +180,10 @@ class Method(ABC):
     def sizes(self, unit: Unit) -> list[Mapping[str, Any]]:
         """Every choice of settings in rising cost, each cheaper than the dense weights."""
 
+    def may_stay_dense(self, unit: Unit) -> bool:
+        """Whether a budget may leave the unit as it is, where that costs least for what it keeps."""
+        return True
+
     @abstractmethod
     def cost(self, unit: Unit, settings: Mapping[str, Any], element_size: int = 4) -> Cost:
         """What ``settings`` cost.

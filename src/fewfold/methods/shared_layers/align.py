@@ -52,6 +52,10 @@ class Alignment:
                 self.bundles[key] = bundle
                 self.place.update({target.name: (key, role) for role, target in bundle.members.items()})
 
+    def may_turn(self, targets: Sequence[Target]) -> bool:
+        """Whether one of the targets belongs to a bundle that may be turned."""
+        return any(target.name in self.place for target in targets)
+
     def turns(self, target: Target, weights: Mapping[str, Tensor]) -> Turns:
         """What happens to a target's weight and bias before it is averaged."""
         if target.name not in self.place:

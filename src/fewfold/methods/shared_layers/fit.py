@@ -86,6 +86,10 @@ class SharedLayersMethod(Method):
         most = min(most, full_rank(unit) * len(unit.targets))
         return [{"total": total} for total in range(0, max(most, 0) + 1, step)]
 
+    def may_stay_dense(self, unit: Unit) -> bool:
+        """Not where its weights are turned together with others: a bundle is turned whole or not at all."""
+        return is_norm(unit) or not layout_of(unit).alignment.may_turn(unit.targets)
+
     def cost(self, unit: Unit, settings: Mapping[str, Any], element_size: int = 4) -> Cost:
         """The block once, every difference; all of them are multiplied in every layer.
 
