@@ -19,7 +19,7 @@ def attention_for_training(bf16: bool) -> Iterator[None]:
     """While a model trains under CPU autocast to bfloat16, attention over short sequences computes in fp32.
 
     The gradient of PyTorch's fused attention takes about 0.1 ms a head and sequence longer in bfloat16 than in fp32,
-    however short the sequence is: five times as long at 32 tokens, as long at 512. Inputs and outputs stay bfloat16.
+    however short the sequence is: several times as long at 32 tokens, as long at 512. Inputs and outputs stay bfloat16.
 
     :param bf16: whether the training autocasts; without that nothing changes.
     """
