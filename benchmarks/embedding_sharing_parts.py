@@ -22,7 +22,7 @@ LABELS = {
     "veps-own": "VEPS, each layer's own columns", "veps-int8": "VEPS, shared, stored in int8 after its training",
     "veps-distilled": "VEPS, shared, distilled from the dense twin",
 }  # fmt: skip
-STD = {"masked": 0.02}  # of fresh tables; else 1/√256, so that carved weights have variance 1/256
+STD = 256**-0.5  # of fresh tables, so that carved weights have variance 1/256
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Wish:
         if self.kind == "shared":
             return SharedLayers(map="all", norms_and_biases="private", delta_rank=0)
         return EmbeddingSharing(
-            share="none" if self.kind == "veps-own" else "all", init_std=STD.get(self.task, 256**-0.5),
+            share="none" if self.kind == "veps-own" else "all", init_std=STD,
             stored_dtype="int8" if self.kind == "veps-int8" else "fp32",
         )  # fmt: skip
 

@@ -70,6 +70,18 @@ def test_published_sizes(name, body):
         assert unique_parameters(model.sharebert) == body - 2048  # the head needs no pooler's bias
 
 
+@pytest.mark.parametrize("family", ["bert", "modernbert", "roberta"])
+def test_marks_of_the_model_are_the_tokenizers(family):
+    tokenizer = train_tokenizer(LINES, 90)
+    model = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    made = build_masked_lm(config(family=family, model=model), tokenizer).config
+    first = {made.bos_token_id, getattr(made, "cls_token_id", None)} - {None}
+    last = {made.eos_token_id, getattr(made, "sep_token_id", None)} - {None}
+    assert [first, last] == (
+        [set(), set()] if family == "bert" else [{tokenizer.cls_token_id}, {tokenizer.sep_token_id}]
+    )
+
+
 @pytest.mark.parametrize("methods", [None, [{"method": "embedding_sharing"}]])
 def test_learns_and_goes_on(tmp_path, methods):
     chosen = config(methods=methods)

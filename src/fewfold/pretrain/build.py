@@ -8,6 +8,7 @@ import torch
 
 from fewfold.errors import TaskError
 from fewfold.pretrain.config import PretrainConfig
+from fewfold.pretrain.text import first_and_last
 
 
 def build_masked_lm(config: PretrainConfig, tokenizer: Any) -> Any:
@@ -33,7 +34,8 @@ def build_masked_lm(config: PretrainConfig, tokenizer: Any) -> Any:
         elif config.size is not None:
             raise TaskError(f"size={config.size!r} is of sharebert: give the sizes of a {config.family} under model")
         else:
-            made = AutoConfig.for_model(config.family, **fields)
+            marks = _marks(AutoConfig.for_model(config.family), tokenizer)
+            made = AutoConfig.for_model(config.family, **{**marks, **fields})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
             model = AutoModelForMaskedLM.from_config(made)
@@ -44,3 +46,11 @@ def build_masked_lm(config: PretrainConfig, tokenizer: Any) -> Any:
     if config.methods:
         compress(model, Recipe.model_validate({"methods": config.methods}), fit=False, seed=config.training.seed)
     return model
+
+
+def _marks(usual: Any, tokenizer: Any) -> dict[str, int]:
+    """The tokens around a text, under the names that a model's usual config has ids of its own vocabulary for."""
+    sides = {"bos_token_id": 0, "cls_token_id": 0, "eos_token_id": 1, "sep_token_id": 1}
+    return {
+        name: first_and_last(tokenizer)[side] for name, side in sides.items() if getattr(usual, name, None) is not None
+    }
