@@ -2,7 +2,8 @@
 
 Unshared it has as many layers as there are blocks; shared, twice as many layers run from the same number of blocks, so
 that all store the same but norms (Takase and Kiyono's comparison; theirs: all below the others, the maps of
-several blocks above unshared). ``all`` has one block as wide as it takes to store as much.
+several blocks above unshared). ``all`` is wider, so that the whole model stores as much, as theirs was; in ``all,
+wide`` its one block alone stores what the others' blocks do, and the wider token table comes on top.
 
 The model is ModernBERT's, small: normalised before each part and with rotary positions. BERT itself, this narrow, says
 no more than how frequent words are for thousands of steps, whatever its weights begin with.
@@ -40,13 +41,28 @@ from fewfold.training.attention import attention_for_training
 
 BATCH, MASKED, RATE, WARMUP, HEADS, VOCABULARY = 32, 0.15, 2e-3, 0.1, 4, 8000
 ROWS = RESULTS / "shared_layers_scratch.rows.json"
-MAPS = ("unshared", "all", "sequence", "cycle", "cycle_rev")
+MAPS = ("unshared", "all", "sequence", "cycle", "cycle_rev", "all, wide")
+
+
+def width_of(name: str, width: int, blocks: int, vocabulary: int) -> int:
+    """The width that a map's model has, a multiple of 8 times the heads."""
+    if not name.startswith("all"):
+        return width
+    # numbers of a block, and of the head with it, times the width squared; embeddings are the vocabulary times it
+    block, head = 10, 1
+    if name == "all, wide":
+        wished = width * math.sqrt(blocks)
+    else:
+        stored = (blocks * block + head) * width**2 + vocabulary * width
+        squared = 4 * (block + head) * stored
+        wished = (math.sqrt(vocabulary**2 + squared) - vocabulary) / (2 * (block + head))
+    return HEADS * 8 * round(wished / (HEADS * 8))
 
 
 def build(name: str, width: int, blocks: int, tokenizer: Any, seed: int) -> Any:
-    """A fresh model of one map; ``all`` is wider, so that it stores what the others do."""
+    """A fresh model of one map."""
     layers = blocks if name == "unshared" else 2 * blocks
-    hidden = HEADS * 8 * round(width * math.sqrt(blocks) / (HEADS * 8)) if name == "all" else width
+    hidden = width_of(name, width, blocks, len(tokenizer))
     torch.manual_seed(seed)
     config = ModernBertConfig(
         vocab_size=len(tokenizer), hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=HEADS,
@@ -56,8 +72,8 @@ def build(name: str, width: int, blocks: int, tokenizer: Any, seed: int) -> Any:
     )  # fmt: skip
     model = ModernBertForMaskedLM(config)
     if name != "unshared":
-        count = {} if name == "all" else {"blocks": blocks}
-        shared = SharedLayers(map=name, norms_and_biases="private", delta_rank=0, **count)
+        count: dict[str, Any] = {"map": "all"} if name.startswith("all") else {"map": name, "blocks": blocks}
+        shared = SharedLayers(**count, norms_and_biases="private", delta_rank=0, **count)
         fewfold.compress(model, shared, fit=False, seed=seed)
     return model
 
@@ -161,8 +177,10 @@ def write_run(setting: str, key: str, run: dict[str, Any]) -> dict[str, dict[str
 
 def draw(runs: dict[str, dict[str, Any]], setting: str) -> None:
     """Write results and table."""
-    lines = ["| map | layers | width | stored in layers | stored in all | perplexity, median | lowest | highest |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| map | layers | width | stored in layers | stored in all | perplexity, median | lowest | highest | seeds |",
+        "|---" * 9 + "|",
+    ]
     medians = {}
     for name in MAPS:
         own = [run for run in runs.values() if run["map"] == name]
@@ -173,10 +191,10 @@ def draw(runs: dict[str, dict[str, Any]], setting: str) -> None:
         one = own[0]
         lines.append(
             f"| {name} | {one['layers']} | {one['width']} | {one['stack']:,} | {one['parameters']:,} | "
-            f"{medians[name]:.2f} | {min(values):.2f} | {max(values):.2f} |"
+            f"{medians[name]:.2f} | {min(values):.2f} | {max(values):.2f} | {len(own)} |"
         )
     lines += [
-        "", f"{setting}, {len(runs) // len(medians)} seeds, batches of {BATCH} × 64 tokens, {VOCABULARY:,} pieces, "
+        "", f"{setting}, batches of {BATCH} × 64 tokens, {VOCABULARY:,} pieces, "
         "no dropout; perplexity of hidden tokens of WikiText-2's validation text.", "",
     ]  # fmt: skip
     checks = [

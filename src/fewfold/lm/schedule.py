@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fewfold.lm.config import LMTraining
+from fewfold.training.optimizer import adam
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: LMTraining) -> torch.optim.Optimizer:
@@ -16,8 +17,10 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: LMTraining) -> to
     chosen = [parameter for parameter in parameters if parameter.requires_grad]
     if config.optimizer == "sgd":
         return torch.optim.SGD(chosen, lr=config.learning_rate, weight_decay=config.weight_decay)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(chosen, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    return adam(
+        chosen, config.optimizer == "adamw", lr=config.learning_rate, betas=config.betas,
+        weight_decay=config.weight_decay,
+    )  # fmt: skip
 
 
 def rate_factor(config: LMTraining, fraction: float, lowered: int = 0) -> float:

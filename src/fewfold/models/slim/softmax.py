@@ -20,7 +20,7 @@ class SlimSoftmax(nn.Module):
 
     Every sub-vector's product with its part of ``h`` is computed once; a word's logit is the sum of K look-ups
     (Li et al., AAAI 2018). Large batches build E instead where that is cheaper. Losses that do not even hold
-    all logits at once are in ``fewfold.models.slim.loss``.
+    all logits at once are in ``fewfold.models.slim_lm.loss``.
 
     :param codes: the shape, pool ``positions``; or a :class:`SlimEmbedding` whose table is used (tied).
     :param bias: whether every word has a bias.

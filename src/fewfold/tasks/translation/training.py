@@ -26,6 +26,7 @@ from fewfold.tasks.translation.settings import TranslationTraining
 from fewfold.tasks.translation.vocabulary import Vocabularies
 from fewfold.training.attention import attention_for_training
 from fewfold.training.history import TrainingHistory
+from fewfold.training.optimizer import adam
 
 LOG_STEPS = 50
 
@@ -96,7 +97,7 @@ class _Run:
             {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
             {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-9)
+        self.optimizer = adam(groups, lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-9)
         self.sum, self.count = 0.0, 0
 
     def batches(self, done: int, last: int) -> Iterator[tuple[int, list[int]]]:
