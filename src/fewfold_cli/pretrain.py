@@ -12,7 +12,7 @@ from fewfold_cli.console import AsJson, Force, Fresh, Verbose, count, megabytes,
 from fewfold_cli.files import check_output
 
 EXAMPLE = (
-    "Example: fewfold pretrain ./mlm --config bert-mini-veps --text train.txt.gz, then "
+    "Example: fewfold pretrain ./mlm --config modernbert-mini-veps --text train.txt.gz, then "
     "fewfold evaluate ./mlm --task sst2 --finetune. Several processes: torchrun --nproc-per-node 4 -m "
     "fewfold_cli.main pretrain …"
 )
@@ -25,7 +25,7 @@ def pretrain(
     ] = None,
     config: Annotated[
         str, typer.Option("--config", "-c", help="YAML file, or a name that --list shows.")
-    ] = "bert-mini",
+    ] = "modernbert-mini",
     held_out: Annotated[
         list[Path] | None, typer.Option(help="Text that the loss is measured on (else a few windows are kept).")
     ] = None,
@@ -92,10 +92,20 @@ def _list(names: list[str], configs: Any) -> None:
 
 
 def _show(folder: Path, record: dict[str, Any]) -> None:
+    from fewfold.pretrain.frequencies import LITTLE
+
     model, history = record["model"], record["training"]
     out().print(f"{model['class']}, {count(model['parameters'])} parameters, {megabytes(model['bytes'])}")
     drawn = table(f"trained in {history['seconds'] / 60:.1f} min", "step", "loss on held-out text", "perplexity")
     for point in history["held_out"]:
         drawn.add_row(f"{point['step']:,}", f"{point['loss']:.4f}", f"{point['perplexity']:.2f}")
     out().print(drawn)
+    floor = record["data"]["held_out"]["token_frequencies"]
+    out().print(f"token frequencies alone: loss {floor['loss']:.4f}, perplexity {floor['perplexity']:.2f}")
+    if history["held_out"] and history["held_out"][-1]["loss"] > floor["loss"] - LITTLE:
+        out().print(
+            "[yellow]The model has learned next to nothing of context yet: give more --steps or a higher "
+            "--learning-rate; a narrow BERT may need thousands of steps, a ModernBERT (family: modernbert) hundreds."
+            "[/yellow]"
+        )
     out().print(f"{history['tokens_a_second']:,.0f} tokens/s; saved to {folder}")

@@ -147,7 +147,7 @@ def test_two_processes_learn_what_one_does(tmp_path, text):
 
 
 def test_every_preset_is_read():
-    assert {"sharebert-small", "bert-base", "bert-mini-veps"} <= set(preset_names())
+    assert {"sharebert-small", "bert-base", "modernbert-mini-veps"} <= set(preset_names())
     for name in preset_names():
         assert PretrainConfig.read(name).description
 
@@ -164,5 +164,5 @@ def test_every_preset_is_read():
 def test_refusals(changes, message):
     with pytest.raises(TaskError, match=message):
         build_masked_lm(config(**changes), train_tokenizer(LINES, 90))
-    with pytest.raises(TaskError, match="bert-mini"):
+    with pytest.raises(TaskError, match="modernbert-mini"):
         PretrainConfig.read("nothing")

@@ -19,6 +19,7 @@ from fewfold.measure.modes import evaluating
 from fewfold.optional import require
 from fewfold.pretrain.build import build_masked_lm
 from fewfold.pretrain.config import PretrainConfig
+from fewfold.pretrain.frequencies import frequency_loss
 from fewfold.pretrain.masking import IGNORED, Masking
 from fewfold.pretrain.sparse import labelled_alone, scores_tokens_apart
 from fewfold.pretrain.text import first_and_last, read_texts, train_tokenizer, windows
@@ -111,7 +112,7 @@ def pretrain_and_save(
             raise TaskError(f"the text fills one window of {config.length} tokens: give more, or a held-out file")
         rows, judged = rows[:kept], rows[kept:]
     masking = Masking.of(tokenizer, config.mask_share, config.most_masked)
-    model = build_masked_lm(config, tokenizer)
+    model, floor = build_masked_lm(config, tokenizer), frequency_loss(masking, rows, judged)
     history = pretrain_masked_lm(model, masking, rows, judged, config, folder=state, resume=resume)
     for point in history.held_out:
         point["perplexity"] = math.exp(min(point["loss"], 700.0))
@@ -121,7 +122,11 @@ def pretrain_and_save(
         "processes": process.num_processes,
         "data": {
             "train": {"files": [file.name for file in files], "windows": len(rows)},
-            "held_out": {"files": [file.name for file in held_out], "windows": len(judged)},
+            "held_out": {
+                "files": [file.name for file in held_out],
+                "windows": len(judged),
+                "token_frequencies": {"loss": floor, "perplexity": math.exp(floor)},
+            },
             "vocabulary": len(tokenizer),
         },
         "training": history.to_dict(),
@@ -130,7 +135,10 @@ def pretrain_and_save(
     if process.is_main_process:
         save(model, folder, tokenizer=tokenizer)
         write_json(record, folder / "training.json")
-        curve = {"config": {"name": "masked language model"}, "curve": history.curve, "held_out": history.held_out}
+        curve = {
+            "config": {"name": "masked language model"}, "curve": history.curve, "held_out": history.held_out,
+            "levels": {"token frequencies alone": floor},
+        }  # fmt: skip
         loss_plot([curve], folder / "training.png")
         shutil.rmtree(state, ignore_errors=True)
     process.wait_for_everyone()

@@ -14,7 +14,8 @@ from fewfold.report.plots import COLOURS
 def loss_plot(phases: Sequence[dict[str, Any]], path: str | PathLike[str]) -> Path:
     """Draw losses over minutes, one panel a phase: the curve's sum and parts, and held-out texts.
 
-    :param phases: Each with `curve` and `held_out`, lists of points with `seconds` and losses by name, and `config`.
+    :param phases: Each with `curve` and `held_out`, lists of points with `seconds` and losses by name, and `config`;
+        where there is one, also `levels`, losses by name to compare with.
     :param path: The picture to write; its ending (png, svg, pdf) tells the format.
     :return: The path.
     :raises ValueError: If there is no phase.
@@ -61,6 +62,8 @@ def _panel(axis: Any, phase: dict[str, Any]) -> None:
             [point["seconds"] / 60 for point in held_out], [point["loss"] for point in held_out],
             color="#000000", linestyle="none", marker="o", markersize=6, label="held-out texts",
         )  # fmt: skip
+    for name, loss in phase.get("levels", {}).items():
+        axis.axhline(loss, color="#6E6E6E", linewidth=1.0, linestyle="--", label=name)
     axis.set(title=phase["config"].get("name", "custom"), xlabel="minutes", ylabel="loss", yscale="log")
     axis.legend(frameon=False)
     axis.grid(visible=True, which="both", color="#E3E3E3", linewidth=0.6)
