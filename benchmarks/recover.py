@@ -12,7 +12,8 @@ killed goes on from its checkpoint. With tasks measured, the table says how far 
     python benchmarks/recover.py --list                            what is there and what is missing
     python benchmarks/recover.py --draw                            the table and the curves alone
 
-One run at a time: minutes are wall time on all cores. Checkpoints and recovered models stand below fewfold's cache.
+Minutes are wall time: one run at a time, or, with ``OMP_NUM_THREADS=1``, one a core. Records say how many threads they
+had. Checkpoints and recovered models stand below fewfold's cache.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import Bench, check, publish
+from common import BF16, Bench, check, publish
 from recover_curves import draw_curves, group_of
 from recover_plans import TEXT, Make, plans
 from recover_texts import excluded, recovery_phases, recovery_texts
@@ -42,10 +43,10 @@ PICTURE = Path(__file__).parent.parent / "docs" / "results" / "recover.png"
 KIND, MODEL, DENSE = "recover", "all-MiniLM-L6-v2", "dense"
 BARS = {"1/7": 0.99, "1/48": 0.967}  # shares of the dense model's mean over the tasks, as published
 TASKS: dict[str, dict[str, Any]] = {
-    "sst2": {"finetune": FineTuning(learning_rate=5e-5, epochs=1, limit=8000)},
-    "cola": {"finetune": FineTuning(learning_rate=5e-5, epochs=3, limit=8551)},
+    "sst2": {"finetune": FineTuning(learning_rate=5e-5, epochs=1, limit=8000, bf16=BF16)},
+    "cola": {"finetune": FineTuning(learning_rate=5e-5, epochs=3, limit=8551, bf16=BF16)},
     "squad": {
-        "finetune": FineTuning(learning_rate=2e-4, epochs=2, limit=3000), "max_length": 192, "stride": 64,
+        "finetune": FineTuning(learning_rate=2e-4, epochs=2, limit=3000, bf16=BF16), "max_length": 192, "stride": 64,
         "eval_limit": 500,
     },
 }  # fmt: skip

@@ -73,7 +73,7 @@ def build(name: str, width: int, blocks: int, tokenizer: Any, seed: int) -> Any:
     model = ModernBertForMaskedLM(config)
     if name != "unshared":
         count: dict[str, Any] = {"map": "all"} if name.startswith("all") else {"map": name, "blocks": blocks}
-        shared = SharedLayers(**count, norms_and_biases="private", delta_rank=0, **count)
+        shared = SharedLayers(**count, norms_and_biases="private", delta_rank=0)
         fewfold.compress(model, shared, fit=False, seed=seed)
     return model
 
