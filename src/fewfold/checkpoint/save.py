@@ -62,9 +62,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         raise CheckpointError(f"{folder} is a file; give a folder to save into")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    partial.chmod(0o755)
     try:
         yield partial
+        _open_as_usual(partial)
         if folder.exists():
             retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old-", dir=folder.parent))
             os.rename(folder, retired / "old")
@@ -74,6 +74,19 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             os.rename(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _open_as_usual(folder: Path) -> None:
+    """Give folder and weights the permissions of new ones: temporary folders and safetensors are the user's alone."""
+    probe = folder / ".permissions"
+    probe.mkdir()
+    usual = probe.stat().st_mode
+    (probe / "file").touch()
+    usual_file = (probe / "file").stat().st_mode
+    shutil.rmtree(probe)
+    folder.chmod(usual)
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(usual_file)
 
 
 def copy_side_files(source: Path, folder: Path) -> None:
