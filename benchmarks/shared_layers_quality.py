@@ -3,10 +3,10 @@
 Strict sharing stores a block for several layers and nothing else but biases and norms; the relaxed form adds a low-rank
 difference a layer. Rivals get the same bytes. All rows are calibrated on the same texts.
 
-    python benchmarks/shared_layers_quality.py [--minutes 10] [--only PART] [--fresh]
+    python benchmarks/shared_layers_quality.py [--minutes 10 [--all]] [--only PART] [--fresh]
 
-``--minutes`` distils the main rows as well, all and last hidden states, so long each. Every row goes into the results
-as soon as it is measured, and a row that is there is not measured again: a run that was stopped goes on.
+``--minutes`` distils the main rows as well (``--all``: every row), all and last hidden states, so long each. Every row
+goes into the results as soon as it is measured, and is not measured again: a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def contenders() -> dict[str, tuple[Any, Budget | None]]:
 
 TRAINED = (
     name_of(3, "weighted", OURS), name_of(1, "weighted", OURS), "1 block and differences, 1/2",
-    "1 block and differences, 1/3", "low rank, 1/2", "low rank, 1/6",
+    "1 block and differences, 1/3", "low rank, 1/2", "low rank, 1/6", "1 block and differences, int8, 1/6",
+    "Tucker, 1/2", "Tucker, 1/6", name_of(3, "mean", "as they are"), name_of(3, "first", "as they are"),
+    name_of(1, "mean", "as they are"), name_of(1, "first", "as they are"), "low rank, 1/3",
 )  # fmt: skip
 
 
@@ -135,6 +137,7 @@ def main() -> None:
     """Measure what is missing, then draw the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, help="distil the main rows as well, so long each")
+    parser.add_argument("--all", action="store_true", help="distil not only the main rows")
     parser.add_argument("--steps", type=int, help="instead of minutes, to try the program")
     parser.add_argument("--only", default="", help="rows whose name holds this")
     parser.add_argument("--fresh", action="store_true", help="forget the rows that are there")
@@ -144,7 +147,7 @@ def main() -> None:
         if wanted.only in name:
             rows.run(name, config, budget)
     if wanted.minutes or wanted.steps:
-        for name in (name for name in TRAINED if wanted.only in name):
+        for name in (name for name in (contenders() if wanted.all else TRAINED) if wanted.only in name):
             distilled(rows, name, wanted.minutes or 0.0, wanted.steps)
     extra = {
         "checks": claims(rows, wanted.minutes),
