@@ -33,7 +33,7 @@ from fewfold.measure.environment import environment
 from fewfold.measure.inputs import clipped_length
 from fewfold.optional import require
 from fewfold.stored import unpack
-from fewfold.training.attention import attention_for_training
+from fewfold.training.processor import quick_on_processors
 
 
 def distil(
@@ -144,7 +144,7 @@ def _phase(
                 watch.finish(watch.history.steps)
                 return _given_back(pupil, student, watch.history)
         trainer.add_callback(watch)
-        with attention_for_training(config.bf16):
+        with quick_on_processors(config.bf16):
             trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
         return _given_back(pupil, student, watch.history)
 

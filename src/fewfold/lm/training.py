@@ -42,6 +42,7 @@ from fewfold.lm.streams import Streams
 from fewfold.lm.texts import Text
 from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.progress import bar
+from fewfold.training.memory import freed_memory_kept
 
 
 @dataclass
@@ -116,7 +117,7 @@ class LMTrainer:
             self._start()
             self.clock.begin(self.clock.now())
             self.model.train()
-            with bar("training", 1.0) as advance:
+            with freed_memory_kept(), bar("training", 1.0) as advance:
                 while not self.progress.stopped:
                     self.clock.see(self.clock.now())
                     self._step(advance)

@@ -23,8 +23,8 @@ from fewfold.pretrain.settings import PretrainSettings
 from fewfold.progress import track
 from fewfold.stored import unpack
 from fewfold.stored.kept import Kept
-from fewfold.training.attention import attention_for_training
 from fewfold.training.history import TrainingHistory
+from fewfold.training.processor import quick_on_processors
 
 RUN = "run.json"
 
@@ -72,7 +72,7 @@ def pretrain(
             shutil.rmtree(stale)
         (folder / RUN).write_text(json.dumps(run), encoding="utf-8")
     callback.before = history.seconds
-    with attention_for_training(settings.bf16):
+    with quick_on_processors(settings.bf16):
         trainer.train(resume_from_checkpoint=known)
     model.eval()
     for leaf in model.modules():

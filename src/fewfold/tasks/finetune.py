@@ -19,7 +19,7 @@ from fewfold.progress import track
 from fewfold.stored import unpack
 from fewfold.stored.kept import Kept
 from fewfold.tasks.batches import Padding, Row, token_total
-from fewfold.training.attention import attention_for_training
+from fewfold.training.processor import quick_on_processors
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def fine_tune(
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         start = time.perf_counter()
-        with attention_for_training(settings.bf16):
+        with quick_on_processors(settings.bf16):
             result = trainer.train()
         seconds = time.perf_counter() - start
     model.eval()

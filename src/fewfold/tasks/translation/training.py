@@ -24,9 +24,9 @@ from fewfold.tasks.translation.corpus import Corpus
 from fewfold.tasks.translation.resume import load_state, run_key, save_state
 from fewfold.tasks.translation.settings import TranslationTraining
 from fewfold.tasks.translation.vocabulary import Vocabularies
-from fewfold.training.attention import attention_for_training
 from fewfold.training.history import TrainingHistory
 from fewfold.training.optimizer import adam
+from fewfold.training.processor import quick_on_processors
 
 LOG_STEPS = 50
 
@@ -65,7 +65,7 @@ def train_translation(
         history = TrainingHistory(**known)
     last = min(settings.steps, stop_after or settings.steps)
     saved = time.perf_counter()
-    with attention_for_training(settings.bf16), bar("training", settings.steps) as advance:
+    with quick_on_processors(settings.bf16), bar("training", settings.steps) as advance:
         for step, places in run.batches(history.steps, last):
             run.step(step, places, history)
             advance(step, f"{step}/{settings.steps}")
