@@ -18,7 +18,7 @@ def freed_memory_kept() -> Iterator[None]:
     """Let the C library keep what tensors free, inside of the block; it is given back at its end.
 
     By default large tensors come from fresh pages of the kernel each time, and a tensor of tens of MB is freed within
-    microseconds of its use: faulting its pages in again takes up to a third of a training step. Only glibc is told,
+    microseconds of its use: faulting its pages in again takes up to a quarter of a training step. Only glibc is told,
     and only where ``MALLOC_MMAP_THRESHOLD_`` and ``MALLOC_TRIM_THRESHOLD_`` are not set.
     """
     library = _glibc()
