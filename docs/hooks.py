@@ -1,18 +1,27 @@
 """What the site adds to its pages while it is built."""
 
+import importlib
 import inspect
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fill in what pages only mark: the list of measured tables, and the fields of all configs."""
+    """Fill in what pages only mark: the list of measured tables, and the fields of configs, of all or by name."""
     if "<!-- tables -->" in markdown:
         markdown = markdown.replace("<!-- tables -->", tables(page))
     if "<!-- configs -->" in markdown:
         markdown = markdown.replace("<!-- configs -->", configs())
-    return markdown
+    return re.sub(r"<!-- fields ([\w.]+) -->", lambda found: fields(found[1]), markdown)
+
+
+def fields(path: str) -> str:
+    """What a pydantic model says of itself, and a table of its fields, by its dotted name."""
+    module, _, name = path.rpartition(".")
+    config = getattr(importlib.import_module(module), name)
+    return f"{_words(config)}\n\n{_fields(config, set(config.model_fields))}"
 
 
 def tables(page: Any) -> str:

@@ -30,7 +30,11 @@ def distill(
         typer.Option(help=f"Evaluation sentences to keep out: a text file, or '{texts.STSB}'. Give several for more."),
     ] = None,
     cache_teacher: Annotated[
-        Path | None, typer.Option(help="Run the teacher once over all texts, and keep its outputs in this folder.")
+        Path | None,
+        typer.Option(
+            help="Run the teacher once over all texts, and keep its outputs in this folder: for a --config with losses "
+            "on last hidden states, sentence vectors or logits."
+        ),
     ] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Autocast to bfloat16, where the hardware has it.")] = False,
     fresh: Fresh = False,

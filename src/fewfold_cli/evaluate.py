@@ -10,10 +10,11 @@ import typer
 from fewfold_cli.console import AsJson, Verbose, count, megabytes, out, print_json, table, working
 from fewfold_cli.files import existing_model, tokenizer_of
 
-TASKS = "cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, squad, multi30k-en-de, multi30k-de-en"
+TASKS = "cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, squad, multi30k-en-de, multi30k-de-en, flickr8k-captions"
 EXAMPLE = (
     "Example: fewfold evaluate ./small --task sst2 --finetune --seeds 3 --limit 10000 --out sst2.json, "
     "or as it is: fewfold evaluate ./small --task stsb, "
+    "or beside another: fewfold evaluate ./small --task neighbours --text sentences.txt --against ./model, "
     "or on a text: fewfold evaluate ./small-lm --task perplexity --text test.txt"
 )
 

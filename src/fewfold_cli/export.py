@@ -121,7 +121,7 @@ def _onnx(model: Any, folder: Path, output: Path, **options: Any) -> dict[str, A
         "max_difference": report.difference,
         "largest_output": report.largest,
         "external_data": report.external,
-        "optimized_for": options["optimize_for"],
+        "optimized_for": "speed" if options["int8"] else options["optimize_for"],
         "with_past": options["with_past"],
     }
 

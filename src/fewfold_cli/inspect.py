@@ -10,11 +10,14 @@ import typer
 from fewfold_cli.console import AsJson, Verbose, count, megabytes, out, print_json, table, working
 from fewfold_cli.files import existing_model
 
-EXAMPLE = "Example: fewfold inspect ./small --json"
+EXAMPLE = "Example: fewfold inspect ./small --json, or the names for a recipe: fewfold inspect ./model --targets"
 
 
 def inspect(
     folder: Annotated[Path, typer.Argument(help="Folder of a saved model, compressed or dense.", metavar="DIR")],
+    targets: Annotated[
+        bool, typer.Option("--targets", help="Name every weight that a recipe could replace, and those it could not.")
+    ] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -38,6 +41,8 @@ def inspect(
             "compressible": _compressible(model),
             "provenance": structure.provenance if structure is not None else {},
         }
+        if targets:
+            result["targets"] = _targets(model)
         if as_json:
             print_json(result)
         else:
@@ -54,6 +59,17 @@ def _compressible(model: Any) -> dict[str, dict[str, int]]:
         kind["weights"] += 1
         kind["parameters"] += target.numel
     return kinds
+
+
+def _targets(model: Any) -> list[dict[str, Any]]:
+    """Those weights one by one, by the names that recipes use."""
+    from fewfold.surgery.targets import find_targets
+
+    return [
+        {"name": target.name, "kind": target.kind, "rows": target.rows, "columns": target.columns,
+         "parameters": target.numel, "also": list(target.ties), "refused": target.refusal}
+        for target in find_targets(model)
+    ]  # fmt: skip
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -73,6 +89,14 @@ def _show(result: dict[str, Any]) -> None:
         + (f" (dense {count(result['dense_parameters'])}, {fewer:.2f}× fewer)" if result["rows"] else "")
         + f", {megabytes(result['weight_file_bytes'])} of weights on disk"
     )
+    if "targets" in result:
+        drawn = table("weights that a recipe may name", "target", "kind", "shape", "parameters", "", left=3)
+        for one in result["targets"]:
+            said = (
+                f"refused: {one['refused']}" if one["refused"] else ", ".join(f"tied: {name}" for name in one["also"])
+            )
+            drawn.add_row(one["name"], one["kind"], f"{one['rows']}×{one['columns']}", f"{one['parameters']:,}", said)
+        console.print(drawn)
     for kind, found in result["compressible"].items():
         console.print(f"still dense: {found['weights']} {kind} with {count(found['parameters'])} parameters")
     for asked in result["budgets"]:

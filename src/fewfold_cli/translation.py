@@ -99,6 +99,7 @@ def run(
     beams: Annotated[int, typer.Option(min=1, help="1 is greedy.")] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Sentences a batch.")] = 64,
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of to stdout.")] = None,
+    as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Translate a text file, sentence by sentence; empty lines stay empty."""
@@ -117,10 +118,17 @@ def run(
         found = translate(fewfold.load(folder), tokenizer, real, beams=beams, batch_size=batch)
         translated = iter(found.texts)
         written = "".join(f"{next(translated) if sentence else ''}\n" for sentence in sentences)
+        if output is not None:
+            output.write_text(written, encoding="utf-8")
+        if as_json:
+            print_json({
+                "sentences": [{"source": source, "target": target} for source, target in
+                              zip(sentences, written.split("\n"), strict=False)],
+                "tokens_a_second": found.tokens_a_second,
+            })  # fmt: skip
+            return
         if output is None:
             typer.echo(written, nl=False)
-        else:
-            output.write_text(written, encoding="utf-8")
         err().print(f"{len(real):,} sentences, {found.tokens_a_second:,.0f} tokens/s")
 
 

@@ -36,6 +36,11 @@ def test_inspect_dense(run, encoder):
     assert data["compressible"]["linears"]["weights"] == len(linears)
     assert data["compressible"]["linears"]["parameters"] == sum(module.weight.numel() for module in linears)
     assert "dense BertModel" in run("inspect", encoder).out
+    named = {one["name"]: one for one in json.loads(run("inspect", encoder, "--targets", "--json").out)["targets"]}
+    query = named["encoder.layer.0.attention.self.query"]
+    assert (query["kind"], query["rows"], query["columns"], query["refused"]) == ("linear", 32, 32, None)
+    assert sum(one["kind"] == "embedding" for one in named.values()) == data["compressible"]["embeddings"]["weights"]
+    assert "encoder.layer.1.output.dense" in run("inspect", encoder, "--targets").out.replace("\n", "")
 
 
 def test_damaged_checkpoint_is_named(run, small, tmp_path):

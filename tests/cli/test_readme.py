@@ -48,6 +48,15 @@ def test_commands_of_the_readme_exist(run):
         assert all(word in shown for word in words if word.startswith("--"))
 
 
+def test_what_a_command_reads_was_written_before():
+    text = " ".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+    written = set()
+    for words in (line.split("#")[0].split() for line in text.splitlines() if line.strip().startswith("fewfold ")):
+        outputs = {after for word, after in zip(words, words[1:], strict=False) if word == "--out"}
+        assert {word for word in words if word.endswith(".json")} <= written | outputs, words
+        written |= outputs
+
+
 def test_the_headline_is_what_was_measured():
     spec = importlib.util.spec_from_file_location("headline", REPOSITORY / "benchmarks" / "headline.py")
     headline = importlib.util.module_from_spec(spec)

@@ -38,6 +38,9 @@ def test_trained_judged_and_run(run, root, tmp_path):
     assert result.code == 0
     assert result.out.splitlines()[0] == "eine Katze"
     assert result.out.splitlines()[1:] == ["", "zwei Hunde"]
+    both = json.loads(run("translation", "run", out, tmp_path / "in.txt", "--json").out)
+    assert both["sentences"][0] == {"source": "a cat", "target": "eine Katze"}
+    assert [one["target"] for one in both["sentences"]] == ["eine Katze", "", "zwei Hunde"]
     again = run("translation", "train", out, *options)
     assert again.code == 1
     assert "--force" in again.err

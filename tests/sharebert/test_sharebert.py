@@ -235,6 +235,18 @@ def test_fresh_biases():
     assert abs(float(zeros.store.table.weight[1:].std()) / 0.02 - 1) < 0.1
 
 
+def test_scaled_weights_begin_as_wide_as_a_dense_models(tmp_path):
+    plain, scaled = (ShareBertModel(config(factor_size=64, carving_init=name)).eval() for name in ("plain", "scaled"))
+    for name, slot in scaled.store.slots.items():
+        expected = 0.02**2 * 64**0.5
+        assert abs(float(plain.store(name).std()) / expected - 1) < 0.2
+        assert abs(float(scaled.store(name).std()) * slot.shape[0] ** 0.5 - 1) < 0.2
+    assert abs(float(scaled.store.table.weight[1:].std()) / 0.02 - 1) < 0.1
+    scaled.save_pretrained(tmp_path)
+    again = ShareBertModel.from_pretrained(tmp_path)
+    assert torch.equal(again.store.expansion.weight, scaled.store.expansion.weight)
+
+
 def test_the_factored_head_multiplies_by_the_table():
     model = random_model(ShareBertForMaskedLM)
     head = model.predictions

@@ -28,10 +28,10 @@ class PretrainConfig(BaseModel):
     )
     tokenizer: str | None = Field(None, description="folder or Hub name (None: a vocabulary is trained from the text)")
     vocabulary: int = Field(8000, ge=1, description="entries of a trained vocabulary")
-    vocabulary_kind: Literal["wordpiece", "bpe"] = "wordpiece"
+    vocabulary_kind: Literal["wordpiece", "bpe"] = Field("wordpiece", description="of a trained vocabulary")
     pad_vocabulary: int = Field(8, ge=1, description="rows of the token table are a multiple of this")
     length: int = Field(128, ge=4, description="tokens of a window")
-    mask_share: float = Field(0.15, gt=0, lt=1)
+    mask_share: float = Field(0.15, gt=0, lt=1, description="of a window's tokens that are to be predicted")
     most_masked: int | None = Field(None, ge=1, description="masked tokens of a window at most")
     sparse_head: bool = Field(
         True, description="score masked tokens alone: the same loss in less time, for all families whose head allows it"

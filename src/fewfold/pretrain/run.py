@@ -81,8 +81,9 @@ def held_out_loss(model: nn.Module, masking: Masking, rows: Tensor) -> float:
 
 
 def pretrain_and_save(
-    folder: Path, config: PretrainConfig, files: Sequence[Path], held_out: Sequence[Path] = (), resume: bool = True
-) -> dict[str, Any]:
+    folder: str | Path, config: PretrainConfig, files: Sequence[str | Path], held_out: Sequence[str | Path] = (),
+    resume: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     """Train a masked language model and write it, its tokenizer, `training.json` and `training.png` into a folder.
 
     Under `torchrun` or `accelerate launch` every process reads the text, and the first one trains the vocabulary and
@@ -96,6 +97,7 @@ def pretrain_and_save(
     :return: The record.
     :raises FewfoldError: As the parts say.
     """
+    folder, files, held_out = Path(folder), [Path(file) for file in files], [Path(file) for file in held_out]
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; give a folder to write to")
     state = folder.with_name(f"{folder.name}.checkpoints")

@@ -80,8 +80,7 @@ class CarvingStore(Store):
     def reset_parameters(self, std: float = 0.02, fan_in: Mapping[str, int] | None = None) -> None:
         """Fresh table and expansion, normal with standard deviation ``std``; the padding row and biases are 0.
 
-        :param fan_in: by slot: inputs of its weight, whose variance shall be ``1 / fan_in`` (a carved number's is
-            ``width · std² · var(P)``; None: P is as the table).
+        :param fan_in: as :meth:`fresh_projection` takes it.
         """
         table, projection = matrix_of(self.table), None if self.expansion is None else matrix_of(self.expansion)
         if table.is_meta:
@@ -92,12 +91,21 @@ class CarvingStore(Store):
             table[padding].zero_()
         if projection is None or self.expansion is None:
             return
-        projection.normal_(std=std)
+        projection.copy_(self.fresh_projection(projection, std, fan_in))
         if isinstance(self.expansion.bias, Tensor):
             self.expansion.bias.zero_()
+
+    def fresh_projection(self, like: Tensor, std: float, fan_in: Mapping[str, int] | None = None) -> Tensor:
+        """A fresh ``(columns, width)`` of the expansion for a table of standard deviation ``std``.
+
+        :param fan_in: by slot: inputs of its weight, whose variance shall be ``1 / fan_in`` (a carved number's is
+            ``width · std² · var(P)``; None: P is as the table).
+        """
+        projection = torch.empty_like(like).normal_(std=std)
         for name, inputs in (fan_in or {}).items():
             slot = self.slots[name]
-            projection[slot.offset : slot.end].normal_(std=1.0 / (std * math.sqrt(table.shape[1] * inputs)))
+            projection[slot.offset : slot.end].normal_(std=1.0 / (std * math.sqrt(like.shape[1] * inputs)))
+        return projection
 
     def leaves(self) -> Iterator[nn.Module]:
         """The modules that weights are carved from."""

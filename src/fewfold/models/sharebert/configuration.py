@@ -44,6 +44,8 @@ class ShareBertConfig(PretrainedConfig):
     :param sparse_prediction: given labels, score only the labelled positions: logits are then ``(labelled, vocab)``.
     :param bias_init: of the layers' own biases: ``zeros``, or ``normal`` with variance 1, the same in every layer, as
         the published code has it.
+    :param carving_init: of the expansion: ``plain`` as the table (published: carved weights are then far smaller than
+        a dense model's), or ``scaled``, for carved weights of variance 1 over their inputs.
     :param materialized: whether the carved weights are stored instead of what they were carved from.
     :raises RecipeError: naming the value that cannot work.
     """
@@ -75,6 +77,7 @@ class ShareBertConfig(PretrainedConfig):
         mlm_head: str = "factored",
         sparse_prediction: bool = False,
         bias_init: str = "zeros",
+        carving_init: str = "plain",
         classifier_dropout: float | None = None,
         materialized: bool = False,
         pad_token_id: int | None = 0,
@@ -91,6 +94,7 @@ class ShareBertConfig(PretrainedConfig):
         self.carved_rows = vocab_size if carved_rows is None else carved_rows
         self.use_pooler, self.pooler_activation = use_pooler, pooler_activation
         self.mlm_head, self.sparse_prediction, self.bias_init = mlm_head, sparse_prediction, bias_init
+        self.carving_init = carving_init
         self.classifier_dropout, self.materialized = classifier_dropout, materialized
         kwargs["tie_word_embeddings"] = mlm_head == "factored"
         kwargs["pad_token_id"] = pad_token_id
@@ -155,7 +159,7 @@ class ShareBertConfig(PretrainedConfig):
     def _check(self) -> None:
         allowed = {
             "norm_position": ("pre", "post"), "layout": ("packed", "reference"), "mlm_head": ("factored", "untied"),
-            "bias_init": ("zeros", "normal"),
+            "bias_init": ("zeros", "normal"), "carving_init": ("plain", "scaled"),
         }  # fmt: skip
         for name, values in allowed.items():
             if getattr(self, name) not in values:

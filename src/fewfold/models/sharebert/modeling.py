@@ -43,6 +43,12 @@ class ShareBertPreTrainedModel(PreTrainedModel):
                 role = module.slot.rpartition(".")[2]
                 generator = torch.Generator().manual_seed((torch.initial_seed() + zlib.crc32(role.encode())) % 2**63)
                 init.copy_(module.bias, torch.randn(module.bias.shape, generator=generator))
+        # The store is asked for by its map: modules without numbers of their own do not come here.
+        store = getattr(self, "store", None)
+        if self.config.carving_init == "scaled" and isinstance(store, CarvingStore) and module is store.expansion:
+            projection, inputs = module.weight, {name: slot.shape[0] for name, slot in store.slots.items()}
+            assert isinstance(projection, Tensor)
+            init.copy_(projection, store.fresh_projection(projection, self.config.initializer_range, inputs))
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
         """As every model's; carved rows are never cut off.
