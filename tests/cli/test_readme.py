@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_what_a_command_reads_was_written_before():
     text = " ".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
     written = set()
     for words in (line.split("#")[0].split() for line in text.splitlines() if line.strip().startswith("fewfold ")):
-        outputs = {after for word, after in zip(words, words[1:], strict=False) if word == "--out"}
+        outputs = {after for word, after in pairwise(words) if word == "--out"}
         assert {word for word in words if word.endswith(".json")} <= written | outputs, words
         written |= outputs
 

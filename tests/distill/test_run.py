@@ -14,10 +14,10 @@ from fewfold import DistillError, LowRank, SharedFactors
 from fewfold.distill import checks
 from fewfold.distill.pupil import dense_tables
 from fewfold.distill.run import distil
-from fewfold.distill.sharded import exact_state
 from fewfold.distill.trainer import DistillTrainer
 from fewfold.distill.watch import Watch
 from fewfold.stored import pack
+from fewfold.training.sharded import exact_state
 
 
 def losses(history):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fewfold.distill.config import DistillConfig
+from fewfold.distill.sketch import is_near
 from fewfold.errors import DistillError
 
 STATE = "distill_state.json"
@@ -28,10 +29,13 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
     os.replace(partial, folder / STATE)
 
 
-def last_checkpoint(folder: Path, key: str) -> tuple[Path, dict[str, Any]] | None:
+def last_checkpoint(
+    folder: Path, key: str, begun: dict[str, list[float]] | None = None
+) -> tuple[Path, dict[str, Any]] | None:
     """The newest complete checkpoint and its state.
 
     :param key: of this run.
+    :param begun: sketches of the models that this run begins with.
     :raises DistillError: if it belongs to another run.
     """
     found = [path for path in folder.glob("checkpoint-*") if (path / STATE).is_file()]
@@ -44,4 +48,11 @@ def last_checkpoint(folder: Path, key: str) -> tuple[Path, dict[str, Any]] | Non
             f"{folder} holds checkpoints of a run with other settings, data or student: remove that folder, or start "
             "anew with resume=False (--fresh)"
         )
+    known = state.get("begun", {})
+    for name, numbers in (begun or {}).items():
+        if name in known and not is_near(known[name], numbers):
+            raise DistillError(
+                f"{folder} holds checkpoints of a run that began with another {name} of the same shape: remove that "
+                "folder, or start anew with resume=False (--fresh)"
+            )
     return newest, state

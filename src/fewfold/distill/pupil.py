@@ -13,6 +13,7 @@ from fewfold.distill.config import DistillConfig
 from fewfold.distill.objective import Objective
 from fewfold.distill.outputs import run
 from fewfold.distill.teachers import Teacher
+from fewfold.store import Store
 from fewfold.stored import StoredEmbedding
 
 
@@ -72,10 +73,13 @@ def training(teacher: nn.Module, student: nn.Module, config: DistillConfig) -> I
 
 
 def dense_tables(model: nn.Module) -> list[nn.Module]:
-    """Look-up tables that hold a dense weight: those that are assembled, or kept in another dtype, are not."""
+    """Look-up tables that hold a dense weight: those that are assembled, kept in another dtype, or stored for others
+    to be assembled from, are not.
+    """
     from fewfold.assembled import AssembledEmbedding
 
-    inside = {id(m) for holder in model.modules() if isinstance(holder, AssembledEmbedding) for m in holder.modules()}
+    holders = [module for module in model.modules() if isinstance(module, AssembledEmbedding | Store)]
+    inside = {id(part) for holder in holders for part in holder.modules()}
     return [
         module
         for module in model.modules()

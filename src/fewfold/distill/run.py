@@ -24,7 +24,7 @@ from fewfold.distill.objective import Objective
 from fewfold.distill.outcome import Outcome
 from fewfold.distill.presets import limited, phases_of
 from fewfold.distill.records import note_recovery
-from fewfold.distill.sharded import exact_state, is_sharded, load_exact
+from fewfold.distill.sketch import TEXTS, sketch
 from fewfold.distill.stacks import is_seq2seq
 from fewfold.distill.teachers import LiveTeacher, Teacher, cached_teacher
 from fewfold.distill.tokens import TokenisedTexts, tokenise
@@ -34,6 +34,7 @@ from fewfold.measure.inputs import clipped_length
 from fewfold.optional import require
 from fewfold.stored import unpack
 from fewfold.training.processor import quick_on_processors
+from fewfold.training.sharded import exact_state, is_sharded, load_exact
 
 
 def distil(
@@ -124,6 +125,11 @@ def _phase(
     check_data(learned, config, clock.steps)
     objective = Objective(config, student, teacher)
     objective.to(next(student.parameters()).device)
+    first = learned.batch(list(range(min(TEXTS, len(learned)))))
+    begun = {
+        name: sketch(model, first, objective.needs(side))
+        for side, (name, model) in enumerate((("student", student), ("teacher", teacher)))
+    }
     objective.sparse = masking is not None and all(masking.sparse(model, learned) for model in (teacher, student))
     live: Teacher = LiveTeacher(teacher, objective.needs(1))
     with training(teacher, student, config), _folder(checkpoints) as folder:
@@ -135,8 +141,8 @@ def _phase(
             with trainer.args.main_process_first():
                 pupil.teacher = cached_teacher(cache, teacher, objective.needs(1), sentences_only, learned)
         key = run_key(config, learned.fingerprint(), _shapes(student))
-        watch = Watch(trainer, key, held_out, live, saves=checkpoints is not None)
-        found = last_checkpoint(folder, key) if resume else None
+        watch = Watch(trainer, key, held_out, live, saves=checkpoints is not None, begun=begun)
+        found = last_checkpoint(folder, key, begun) if resume else None
         if found is not None:
             watch.restore(found[1], found[0])
             if watch.has_stalled or clock.is_over(watch.history.steps):

@@ -24,7 +24,13 @@ from fewfold.distill.clock import Clock, rate_factor
 from fewfold.distill.config import DistillConfig
 from fewfold.distill.masked import HELD_OUT, BatchMasking
 from fewfold.distill.pupil import Pupil, finite
-from fewfold.distill.sharded import (
+from fewfold.distill.teachers import Teacher
+from fewfold.distill.tokens import TokenisedTexts
+from fewfold.errors import DistillError
+from fewfold.measure.environment import warn_of_slow_bf16
+from fewfold.measure.inputs import clipped_length
+from fewfold.training.arguments import one_device
+from fewfold.training.sharded import (
     exact_state,
     is_sharded,
     load_exact,
@@ -32,11 +38,6 @@ from fewfold.distill.sharded import (
     optimizer_state,
     whole,
 )
-from fewfold.distill.teachers import Teacher
-from fewfold.distill.tokens import TokenisedTexts
-from fewfold.errors import DistillError
-from fewfold.measure.environment import warn_of_slow_bf16
-from fewfold.measure.inputs import clipped_length
 
 MASKS = ("attention_mask", "decoder_attention_mask")
 WEIGHTS = "model.safetensors"
@@ -238,9 +239,7 @@ def training_arguments(config: DistillConfig, clock: Clock, folder: Path) -> Tra
         save_strategy="no", save_total_limit=2, logging_strategy="no", report_to=[], disable_tqdm=True,
         remove_unused_columns=False, dataloader_pin_memory=False, ddp_find_unused_parameters=True, label_names=[],
     )  # fmt: skip
-    if args.n_gpu > 1:
-        args._n_gpu = 1  # one process a device: the other way would split batches behind our back
-    return args
+    return one_device(args)
 
 
 Clip = Callable[[], float]

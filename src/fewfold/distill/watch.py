@@ -16,12 +16,12 @@ from transformers import TrainerCallback
 
 from fewfold.distill.checkpoints import write_state
 from fewfold.distill.history import History
-from fewfold.distill.sharded import exact_state, load_exact
 from fewfold.distill.teachers import Teacher
 from fewfold.distill.tokens import TokenisedTexts
 from fewfold.distill.trainer import DistillTrainer, clipper
 from fewfold.errors import DistillError
 from fewfold.progress import bar
+from fewfold.training.sharded import exact_state, load_exact
 
 BEST = "best.safetensors"
 
@@ -33,12 +33,15 @@ class Watch(TrainerCallback):
     :param held_out: texts to measure the loss on, or None.
     :param teacher: gives outputs for them.
     :param saves: whether checkpoints are written.
+    :param begun: sketches of the models that it begins with, kept in checkpoints.
     """
 
     def __init__(
-        self, trainer: DistillTrainer, key: str, held_out: TokenisedTexts | None, teacher: Teacher, saves: bool
-    ) -> None:
+        self, trainer: DistillTrainer, key: str, held_out: TokenisedTexts | None, teacher: Teacher, saves: bool,
+        begun: dict[str, list[float]],
+    ) -> None:  # fmt: skip
         self.trainer, self.key, self.held_out, self.teacher, self.saves = trainer, key, held_out, teacher, saves
+        self.begun = begun
         self.config, self.clock, self.history = trainer.config, trainer.clock, History()
         self.sums: dict[str, Tensor] = {}
         self.since = 0  # steps that the next point of the curve averages
@@ -108,7 +111,10 @@ class Watch(TrainerCallback):
         if args.should_save:
             if self.best:
                 save_file(self.best, folder / BEST)
-            content = {"key": self.key, "history": asdict(self.history), "began": self.clock.began, "stall": self.stall}
+            content = {
+                "key": self.key, "begun": self.begun, "history": asdict(self.history), "began": self.clock.began,
+                "stall": self.stall,
+            }  # fmt: skip
             write_state(folder, content)
         seconds = time.perf_counter() - self.save_start
         self.pause += seconds

@@ -30,6 +30,7 @@ def dense_softmax_loss(
     :param labels: ``(tokens,)`` int64, ``0 … vocab - 1``.
     :param chunk: tokens whose logits exist at one time.
     """
+    states, table, bias = _wanted(states, table, bias)
     kind = states.device.type
     if torch.is_autocast_enabled(kind):
         lower = torch.get_autocast_dtype(kind)
@@ -56,8 +57,16 @@ def coded_softmax_loss(
     :param book: ``(positions · words, width)``, ``positions · width == dim``.
     :param plan: which partial products every word's logit sums.
     """
+    states, book, bias = _wanted(states, book, bias)
     with torch.autocast(states.device.type, enabled=False):
         return _CodedLoss.apply(states, book, bias, labels, plan, positions, chunk, scale)  # type: ignore[no-any-return]
+
+
+def _wanted(states: Tensor, matrix: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Without what a gradient would be worked out for, where none is wanted: a function is not told of no_grad."""
+    if torch.is_grad_enabled():
+        return states, matrix, bias
+    return states.detach(), matrix.detach(), None if bias is None else bias.detach()
 
 
 class _Sums:
@@ -83,9 +92,17 @@ class _Sums:
 
 
 def _scaled(ctx: Any, gradient: Tensor) -> list[Tensor | None]:
-    """The kept gradients times the loss's own; a factor of 1 costs nothing."""
+    """The kept gradients times the loss's own; a factor of 1 costs nothing.
+
+    :raises RuntimeError: the second time, as they are given away.
+    """
     factor, kept = float(gradient), ctx.gradients
-    ctx.gradients = (None, None, None)
+    if kept is None:
+        raise RuntimeError(
+            "the chunked loss gives its gradients away in the first backward pass: call the model again in place of "
+            "backward(retain_graph=True) twice"
+        )
+    ctx.gradients = None
     return [part if part is None or factor == 1.0 else part.mul_(factor) for part in kept]
 
 

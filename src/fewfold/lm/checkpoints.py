@@ -97,10 +97,13 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def take_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Write back what `optimizer_tensors` gave."""
     parameters = dict(model.named_parameters())
+    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     for key, value in tensors.items():
         name, kind = key.rsplit(":", 1)
-        # Adam counts its steps on the CPU.
-        place = "cpu" if kind == "step" else parameters[name].device
+        group = groups[id(parameters[name])]
+        # Adam counts its steps on the CPU, unless it is fused.
+        beside = kind != "step" or group.get("fused") or group.get("capturable")
+        place = parameters[name].device if beside else torch.device("cpu")
         optimizer.state[parameters[name]][kind] = value.to(place)
 
 

@@ -29,7 +29,7 @@ def generate(
     device = next(model.parameters()).device
     unknown = tokenizer.unk_token_id
     config = GenerationConfig(
-        max_new_tokens=tokens, do_sample=temperature > 0, temperature=temperature or None, top_k=top_k or None,
+        max_new_tokens=tokens, do_sample=temperature > 0, temperature=temperature or None, top_k=top_k,
         pad_token_id=end, eos_token_id=None, suppress_tokens=None if unknown is None else [unknown],
     )  # fmt: skip
     with torch.random.fork_rng(), torch.no_grad():

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,6 +18,7 @@ from fewfold.lm.judge import Judgement, judge
 from fewfold.lm.training import LMTrainer, Progress
 from fewfold.measure.environment import environment
 from fewfold.measure.parameters import stored_bytes, unique_parameters
+from fewfold.stored.kept import round_stored
 
 
 @dataclass
@@ -58,7 +60,7 @@ def train_lm(
 ) -> Trained:  # fmt: skip
     """Make a model, train and judge it.
 
-    :param config: A model's config, such as `SlimLMConfig`; its vocabulary is set to the corpus's.
+    :param config: A model's config, such as `SlimLMConfig`, of at least as many words as the corpus has.
     :param corpus: What it learns from and is judged on.
     :param training: How it learns.
     :param checkpoints: Folder of checkpoints and history; None for none.
@@ -67,11 +69,16 @@ def train_lm(
     :param streams: Stretches that texts are judged in at the end; 1 is exact.
     :param recipe: Methods that the model is built from, as `fewfold.compress` takes them; None for the model as it is.
     :return: The model and the record.
-    :raises TaskError: If a text is too short, or the loss is not finite.
+    :raises TaskError: If a text is too short, the config has fewer words than the corpus, or the loss is not finite.
     :raises CheckpointError: If the folder holds a training with other settings.
     """
     from transformers import AutoModelForCausalLM
 
+    words = len(corpus.tokenizer)
+    if config.vocab_size < words:
+        raise TaskError(
+            f"the config has vocab_size={config.vocab_size}, and the corpus has {words} words: give {words}"
+        )
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         model: nn.Module = AutoModelForCausalLM.from_config(config)
@@ -83,10 +90,14 @@ def train_lm(
         compress(model, recipe, fit=False, seed=training.seed)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
+    if getattr(model, "word_counts", None) is not None:
+        counts = torch.from_numpy(np.bincount(corpus.train.ids, minlength=config.vocab_size))
+        model.set_word_counts(counts)  # type: ignore[operator]
     trainer = LMTrainer(
         model, corpus.train, training, corpus.boundary, valid=corpus.valid, folder=checkpoints, resume=resume, tell=tell
     )
     progress = trainer.train()
+    round_stored(model)  # what is judged is what is saved
     valid, test = (
         None if text is None else judge(model, text, corpus.boundary, streams) for text in (corpus.valid, corpus.test)
     )
@@ -94,5 +105,5 @@ def train_lm(
         name: None if text is None else {"name": text.name, "tokens": len(text.ids), "unknown": text.unknown}
         for name, text in (("train", corpus.train), ("valid", corpus.valid), ("test", corpus.test))
     }
-    data["vocabulary"] = len(corpus.tokenizer)
+    data["vocabulary"] = words
     return Trained(model, progress, trainer.history.points, valid, test, data, training)

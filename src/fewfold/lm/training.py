@@ -42,6 +42,7 @@ from fewfold.lm.streams import Streams
 from fewfold.lm.texts import Text
 from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.progress import bar
+from fewfold.training.identity import config_of
 from fewfold.training.memory import freed_memory_kept
 
 
@@ -252,12 +253,11 @@ class LMTrainer:
 
     def description(self) -> dict[str, Any]:
         """What has to be the same for a training to go on: settings, texts and the model."""
-        model: dict[str, Any] = self.model.config.to_diff_dict()  # type: ignore[union-attr, operator]
         described = {
             **self.config.of_the_run(),
             "text": _fingerprint(self.text),
             "valid": _fingerprint(self.valid),
-            **{f"model.{name}": value for name, value in model.items() if name != "transformers_version"},
+            **{f"model.{name}": value for name, value in config_of(self.model).items()},
         }
         result: dict[str, Any] = json.loads(json.dumps(described, default=str))  # as a checkpoint gives it back
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from fewfold.measure.environment import environment
 from fewfold.measure.modes import evaluating
 from fewfold.optional import require
 from fewfold.pretrain.build import build_masked_lm
+from fewfold.pretrain.checkpoints import identity_of
 from fewfold.pretrain.config import PretrainConfig
 from fewfold.pretrain.frequencies import frequency_loss
 from fewfold.pretrain.masking import IGNORED, Masking
@@ -48,8 +50,8 @@ def pretrain_masked_lm(
     :raises FewfoldError: As of `pretrain`.
     """
     identity = {
-        "class": type(model).__name__, "parameters": [list(parameter.shape) for parameter in model.parameters()],
-        "masking": [masking.share, masking.most], "data": [list(rows.shape), int(rows.long().sum())],
+        **identity_of(model), "masking": [masking.share, masking.most],
+        "data": [list(rows.shape), int(rows.long().sum())],
     }  # fmt: skip
     first = collate([masking(rows[0], torch.Generator().manual_seed(0))])
     sparse = config.sparse_head and scores_tokens_apart(model, first)
@@ -97,17 +99,17 @@ def pretrain_and_save(
     :return: The record.
     :raises FewfoldError: As the parts say.
     """
-    folder, files, held_out = Path(folder), [Path(file) for file in files], [Path(file) for file in held_out]
+    folder, texts_in, judged_in = Path(folder), [Path(file) for file in files], [Path(file) for file in held_out]
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; give a folder to write to")
     state = folder.with_name(f"{folder.name}.checkpoints")
     process = require("accelerate").PartialState(cpu=not torch.accelerator.is_available())
-    texts = read_texts(files)
+    texts = read_texts(texts_in)
     with process.main_process_first():
-        tokenizer = _tokenizer(config, texts, state / "tokenizer", anew=not resume and process.is_main_process)
+        tokenizer = _tokenizer(config, texts, state, anew=not resume and process.is_main_process)
     rows = windows(tokenizer, texts, config.length)
-    if held_out:
-        judged = windows(tokenizer, read_texts(held_out), config.length)
+    if judged_in:
+        judged = windows(tokenizer, read_texts(judged_in), config.length)
     else:
         kept = len(rows) - min(MOST, max(1, round(SHARE * len(rows))))
         if not kept:
@@ -123,9 +125,9 @@ def pretrain_and_save(
         "config": config.model_dump(mode="json"),
         "processes": process.num_processes,
         "data": {
-            "train": {"files": [file.name for file in files], "windows": len(rows)},
+            "train": {"files": [file.name for file in texts_in], "windows": len(rows)},
             "held_out": {
-                "files": [file.name for file in held_out],
+                "files": [file.name for file in judged_in],
                 "windows": len(judged),
                 "token_frequencies": {"loss": floor, "perplexity": math.exp(floor)},
             },
@@ -147,10 +149,14 @@ def pretrain_and_save(
     return record
 
 
-def _tokenizer(config: PretrainConfig, texts: Sequence[str], kept: Path, anew: bool) -> Any:
-    """The tokenizer that is named, the one that this run has trained before, or one trained now and kept."""
+def _tokenizer(config: PretrainConfig, texts: Sequence[str], folder: Path, anew: bool) -> Any:
+    """The tokenizer that is named, the one that was trained before of the same text in the same way, or a new one."""
     from transformers import AutoTokenizer
 
+    digest = hashlib.blake2b(f"{config.vocabulary_kind} {config.vocabulary}".encode(), digest_size=8)
+    for text in texts:
+        digest.update(text.encode() + b"\n")
+    kept = folder / f"tokenizer-{digest.hexdigest()}"
     if config.tokenizer is not None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)

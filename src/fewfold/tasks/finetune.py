@@ -17,8 +17,9 @@ from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.optional import require
 from fewfold.progress import track
 from fewfold.stored import unpack
-from fewfold.stored.kept import Kept
+from fewfold.stored.kept import round_stored
 from fewfold.tasks.batches import Padding, Row, token_total
+from fewfold.training.arguments import one_device
 from fewfold.training.processor import quick_on_processors
 
 
@@ -119,13 +120,14 @@ def fine_tune(
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         start = time.perf_counter()
-        with quick_on_processors(settings.bf16):
-            result = trainer.train()
+        try:
+            with quick_on_processors(settings.bf16):
+                result = trainer.train()
+        finally:  # accelerate leaves its autocast on the model
+            trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         seconds = time.perf_counter() - start
     model.eval()
-    for leaf in model.modules():
-        if isinstance(leaf, Kept):
-            leaf.round_()
+    round_stored(model)
     if not math.isfinite(result.training_loss):
         raise TaskError(
             f"the loss became {result.training_loss}: lower learning_rate={settings.learning_rate}"
@@ -144,7 +146,7 @@ def _arguments(folder: str, rows: int, settings: FineTuning, seed: int) -> Any:
     if "train_sampling_strategy" not in TrainingArguments.__dataclass_fields__:
         grouping = {"group_by_length": True}
     warn_of_slow_bf16(settings.bf16)
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=folder,
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
@@ -165,6 +167,7 @@ def _arguments(folder: str, rows: int, settings: FineTuning, seed: int) -> Any:
         dataloader_pin_memory=torch.cuda.is_available(),
         **grouping,
     )
+    return one_device(args)
 
 
 def _progress() -> Any:

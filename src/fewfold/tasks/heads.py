@@ -111,6 +111,8 @@ def _config_of_head(body: Any, num_labels: int, kind: Kind) -> Any:
 
 def _match_children(body: nn.Module, skeleton: nn.Module) -> None:
     """Take out what the new class's body does not have (a pooler), and put in what only that one has."""
+    from fewfold.models.sharebert.layers import CarvedMap
+
     for name in {*body._modules, *skeleton._modules}:
         if name == "fewfold_stores":
             continue
@@ -120,6 +122,9 @@ def _match_children(body: nn.Module, skeleton: nn.Module) -> None:
         elif wanted is not None and found is None:
             body.__dict__.pop(name, None)  # a None that stood for it would hide it
             body.add_module(name, wanted)
+            for part in wanted.modules():
+                if isinstance(part, CarvedMap):  # its weight comes out of this body's table
+                    part.carve_from(body.store)  # type: ignore[arg-type]
 
 
 def _of_body(model: nn.Module, body: nn.Module, structure: Structure | None) -> Structure | None:

@@ -25,6 +25,7 @@ class CaptionerModel(MarianPreTrainedModel, GenerationMixin):
     config_class = CaptionerConfig
     config: CaptionerConfig
     base_model_prefix = ""
+    accepts_loss_kwargs = False
     main_input_name = "pixel_values"
     _keys_to_ignore_on_load_missing = ["decoder.embed_positions.weight"]  # noqa: RUF012  # transformers' own form
     _keys_to_ignore_on_save = _keys_to_ignore_on_load_missing

@@ -26,6 +26,7 @@ class MaskPredictModel(MarianPreTrainedModel):
     config_class = MaskPredictConfig
     config: MaskPredictConfig
     base_model_prefix = "model"
+    accepts_loss_kwargs = False
     _keys_to_ignore_on_load_missing = [  # noqa: RUF012  # transformers' own form
         "model.encoder.embed_positions.weight",
         "model.decoder.embed_positions.weight",

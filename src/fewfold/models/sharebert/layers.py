@@ -23,6 +23,10 @@ class CarvedMap(nn.Module):
         self._store, self.slot = (store,), slot
         self.bias = nn.Parameter(torch.zeros(store.slots[slot].shape[1]))
 
+    def carve_from(self, store: CarvingStore) -> None:
+        """Take the weight out of another store from now on, from the slot of the same name."""
+        self._store = (store,)
+
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``(…, in)`` to ``(…, out)``."""
         return narrow_linear(hidden_states, self._store[0](self.slot).t(), self.bias)

@@ -29,6 +29,7 @@ class ShareBertPreTrainedModel(PreTrainedModel):
     config_class = ShareBertConfig
     config: ShareBertConfig
     base_model_prefix = "sharebert"
+    accepts_loss_kwargs = False  # a loss is the mean over its own batch: Trainer divides accumulated ones
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["ShareBertLayer"]  # noqa: RUF012

@@ -149,6 +149,8 @@ class LSTMLayer(RecurrentLayer):
     def _fused(self, inputs: Tensor, state: LayerState, first: Tensor, second: Tensor) -> tuple[Tensor, LayerState]:
         if inputs.shape[1] == 1 and self.projection is None:
             biases: Any = (getattr(self.input_map, "bias", None), getattr(self.hidden_map, "bias", None))
+            if inputs.device.type != "cpu":  # other devices take both biases or neither
+                biases = self._biases(inputs)
             hidden, cell = torch.lstm_cell(inputs[:, 0], state, first, second, *biases)
             return hidden[:, None], (hidden, cell)
         weights = [first, second, *self._biases(inputs)]

@@ -26,6 +26,7 @@ class RecurrentTranslationModel(PreTrainedModel, GenerationMixin):
     config_class = RecurrentTranslationConfig
     config: RecurrentTranslationConfig
     base_model_prefix = ""
+    accepts_loss_kwargs = False
     main_input_name = "input_ids"
     _tied_weights_keys = {"lm_head.weight": "decoder.embed_tokens.weight"}  # noqa: RUF012  # transformers' own form
     _no_split_modules = ["RecurrentEncoder", "RecurrentDecoder"]  # noqa: RUF012

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fewfold.measure.modes import evaluating
+from fewfold.pretrain.checkpoints import identity_of
 from fewfold.pretrain.settings import PretrainSettings
 from fewfold.pretrain.training import pretrain
 from fewfold.tasks.captioning.batching import IGNORED, Examples, collate
@@ -35,10 +36,7 @@ def train_captioner(
     :raises FewfoldError: As of `pretrain`.
     """
     examples, judged = Examples(train, tokenizer), Examples(held_out, tokenizer)
-    identity = {
-        "class": type(model).__name__, "parameters": [list(parameter.shape) for parameter in model.parameters()],
-        "data": [train.source, len(train), held_out.source, len(held_out)],
-    }  # fmt: skip
+    identity = {**identity_of(model), "data": [train.source, len(train), held_out.source, len(held_out)]}
     return pretrain(
         model, len(examples), examples.changed, collate, settings, folder=folder, resume=resume, identity=identity,
         held_out=lambda trained: held_out_loss(trained, judged), tokens=examples.mean_tokens,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fewfold.errors import TaskError
 from fewfold.tasks.translation.batching import Pair
 from fewfold.tasks.translation.settings import TranslationTraining
+from fewfold.training.identity import config_of
 
 FILE = "training.safetensors"
 _LIMITS = ("checkpoint_minutes", "evaluate_steps")
@@ -27,7 +28,8 @@ def run_key(model: nn.Module, pairs: list[Pair], settings: TranslationTraining) 
     """What has to be the same for a run to go on: model, data and settings, but for when it looks and saves."""
     shapes = [(name, tuple(tensor.shape)) for name, tensor in _tensors(model)]
     chosen = {name: value for name, value in asdict(settings).items() if name not in _LIMITS}
-    digest = hashlib.blake2b(repr((type(model).__name__, shapes, chosen)).encode(), digest_size=16)
+    described = (type(model).__name__, shapes, chosen, config_of(model))
+    digest = hashlib.blake2b(repr(described).encode(), digest_size=16)
     for pair in pairs:
         digest.update(repr(tuple(pair)).encode())
     return digest.hexdigest()

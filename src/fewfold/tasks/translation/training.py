@@ -18,7 +18,7 @@ from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.measure.modes import evaluating
 from fewfold.progress import bar
 from fewfold.stored import unpack
-from fewfold.stored.kept import Kept
+from fewfold.stored.kept import round_stored
 from fewfold.tasks.translation.batching import IGNORED, Pair, collate, encode_pairs, token_batches
 from fewfold.tasks.translation.corpus import Corpus
 from fewfold.tasks.translation.resume import load_state, run_key, save_state
@@ -77,9 +77,7 @@ def train_translation(
                 save_state(checkpoints, key, model, run.optimizer, asdict(history))
                 saved = time.perf_counter()
     model.eval()
-    for leaf in model.modules():
-        if isinstance(leaf, Kept):
-            leaf.round_()
+    round_stored(model)
     return history
 
 

@@ -1,0 +1,46 @@
+"""What a model gives for a few texts, in a few numbers: enough to tell one model from another of the same shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewfold.distill.outputs import Needs, Outputs, run
+from fewfold.measure.modes import evaluating
+
+NUMBERS, TEXTS = 8, 4
+NEAR = 0.01  # the same fit on other threads differs by far less, another fit by more
+
+
+def sketch(model: Any, batch: Mapping[str, Tensor], needs: Needs) -> list[float]:
+    """Random projections of what a model gives for a batch, the same ones every time.
+
+    :param needs: what is kept of its forward pass.
+    :return: so many numbers for every kept tensor.
+    """
+    device = next(model.parameters()).device
+    with evaluating(model), torch.no_grad():
+        outputs = run(model, {name: tensor.to(device) for name, tensor in batch.items()}, needs)
+    found: list[float] = []
+    for values in _kept(outputs):
+        flat = values.detach().float().cpu().flatten()
+        signs = torch.randn(NUMBERS, len(flat), generator=torch.Generator().manual_seed(0))
+        found += (signs @ flat / max(1, len(flat)) ** 0.5).tolist()
+    return found
+
+
+def is_near(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether two sketches are of one model, rounding apart."""
+    if len(first) != len(second):
+        return False
+    one, other = torch.tensor([first, second], dtype=torch.float64)
+    return float((one - other).norm()) <= NEAR * float(torch.maximum(one.norm(), other.norm()))
+
+
+def _kept(outputs: Outputs) -> Iterator[Tensor]:
+    if outputs.encoder is not None:
+        yield from _kept(outputs.encoder)
+    yield from (part for part in (outputs.last, outputs.logits, *outputs.hidden[-1:]) if part is not None)
