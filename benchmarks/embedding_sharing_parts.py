@@ -22,7 +22,6 @@ LABELS = {
     "veps-own": "VEPS, each layer's own columns", "veps-int8": "VEPS, shared, stored in int8 after its training",
     "veps-distilled": "VEPS, shared, distilled from the dense twin",
 }  # fmt: skip
-STD = 256**-0.5  # of fresh tables, so that carved weights have variance 1/256
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Wish:
         if self.kind == "shared":
             return SharedLayers(map="all", norms_and_biases="private", delta_rank=0)
         return EmbeddingSharing(
-            share="none" if self.kind == "veps-own" else "all", init_std=STD,
+            share="none" if self.kind == "veps-own" else "all",
             stored_dtype="int8" if self.kind == "veps-int8" else "fp32",
         )  # fmt: skip
 

@@ -251,12 +251,12 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
             "veps-128",
             "Hu et al., ShareBERT (AAAI 2024): a table of 128 numbers a token, its virtual embeddings carved, biases "
             "as the reference's; the model's own shape is kept",
-            [EmbeddingSharing(factor_size=128, bias_init="normal")],
+            [EmbeddingSharing(factor_size=128, bias_init="normal", init_std=0.02)],
         ),
         (
             "eps",
             "Hu et al., ShareBERT (AAAI 2024) and Neural Networks 191 (2025): hidden weights out of the table itself",
-            [EmbeddingSharing(expansion=False)],
+            [EmbeddingSharing(expansion=False, init_std=0.02)],
         ),
         (
             "layers-default",

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from distill_models import Killed, config, kill_at, make_student, parameters
+from distill_models import Killed, config, kill_at, make_student, make_teacher, parameters
 
 import fewfold
 from fewfold import DistillError
@@ -63,6 +63,26 @@ def test_another_runs_checkpoints_are_refused(teacher, tokenizer, texts, tmp_pat
             distil(teacher, make_student(teacher), data, config=changed, **options)
     with pytest.raises(DistillError, match="resume=False"):
         distil(teacher, make_student(teacher, rank=3), texts, config=config(), **options)
+
+
+@pytest.mark.parametrize("other", ["student", "teacher"])
+def test_checkpoints_of_another_model_of_the_same_shape_are_refused(
+    other, teacher, tokenizer, texts, tmp_path, monkeypatch
+):
+    live = kill_at(monkeypatch, 3)
+    options = {"tokenizer": tokenizer, "checkpoints": tmp_path, "config": config(checkpoint_minutes=1e-9)}
+    with pytest.raises(Killed):
+        distil(teacher, make_student(teacher), texts, **options)
+    live()
+    stranger = make_teacher(seed=1)
+    with pytest.raises(DistillError, match=f"another {other}"):
+        distil(*((teacher, make_student(stranger)) if other == "student" else (stranger, make_student(teacher))),
+               texts, **options)  # fmt: skip
+    near = make_student(teacher)
+    with torch.no_grad():  # as far off as another number of threads
+        for parameter in near.parameters():
+            parameter.mul_(1 + 1e-6)
+    distil(teacher, near, texts, **options)
 
 
 def test_a_finished_phase_is_not_trained_again(teacher, tokenizer, texts, tmp_path):

@@ -10,12 +10,13 @@ from distill_models import config, make_student, make_teacher, make_tokenizer, s
 from transformers import BertForSequenceClassification, BertModel, T5Config, T5Model
 
 import fewfold
-from fewfold import DistillError, LowRank, SharedFactors
+from fewfold import DistillError, EmbeddingSharing, LowRank, SharedFactors
 from fewfold.distill import checks
 from fewfold.distill.pupil import dense_tables
 from fewfold.distill.run import distil
 from fewfold.distill.trainer import DistillTrainer
 from fewfold.distill.watch import Watch
+from fewfold.store import stores_of
 from fewfold.stored import pack
 from fewfold.training.sharded import exact_state
 
@@ -128,6 +129,11 @@ def test_tables_can_be_frozen(teacher, tokenizer, texts):
     assert not torch.equal(student.embeddings.word_embeddings.weight, table)
     compressed = fewfold.compress(copy.deepcopy(teacher), LowRank(targets="embeddings", rank=4, weighting="none"))
     assert compressed.embeddings.word_embeddings.latents not in dense_tables(compressed)
+    carved = fewfold.compress(make_teacher(), EmbeddingSharing(), fit=False)
+    table = stores_of(carved)["embedding_sharing"].table
+    assert isinstance(table, torch.nn.Embedding)
+    assert table not in dense_tables(carved)
+    assert len(dense_tables(carved)) == 2  # positions and types
 
 
 def test_the_clock_ends_a_run_in_time(teacher, tokenizer, texts, tmp_path, monkeypatch):

@@ -103,11 +103,25 @@ def test_without_gradients_only_the_value_is_computed(case, compute):
         assert float(compute(head, states, labels, 7)) == pytest.approx(
             float(compute(head, states, labels, 1000)), rel=1e-12
         )
+    made, zeros = [], torch.zeros_like
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(torch, "zeros_like", lambda *args, **kwargs: made.append(args[0].shape) or zeros(*args, **kwargs))
+        compute(head, states, labels, 64)
+    assert not {(ROWS, COLUMNS), tuple(head.matrix.book(0).shape)} & {tuple(shape) for shape in made}
     for parameter in head.parameters():
         parameter.requires_grad_(False)
     compute(head, states, labels, 64).backward()
     wanted = naive(states, head.matrix(), head.bias, labels)[1]
     np.testing.assert_allclose(states.grad.numpy(), wanted, atol=1e-10)
+
+
+@pytest.mark.parametrize("compute", [coded, rebuilt])
+def test_a_second_backward_pass_is_refused(case, compute):
+    head, states, labels = case
+    loss = compute(head, states, labels, 64)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="call the model again"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("compute", [coded, rebuilt])

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fewfold import TaskError
+from fewfold.lm.corpus import word_corpus
 from fewfold.lm.generate import generate
 from fewfold.lm.sizes import slim_size
 from fewfold.models import SlimLMConfig, SlimLMForCausalLM
@@ -35,6 +36,16 @@ def test_seeds_decide_and_leave_the_global_state(corpus):
     assert texts[0] == texts[1] != texts[2]
     assert torch.equal(before, torch.get_rng_state())
     assert len(texts[0].split()) <= 21
+
+
+def test_sampling_among_all_words_or_few():
+    words = [f"w{place}" for place in range(300)]
+    corpus = word_corpus([" ".join(words)])
+    config = SlimLMConfig(vocab_size=len(corpus.tokenizer), hidden_size=4, eos_token_id=1, initializer_range=1e-4)
+    model = SlimLMForCausalLM(config)
+    drawn = {top: len({*generate(model, corpus.tokenizer, "w1", 400, top_k=top)[0].split()}) for top in (0, 5)}
+    assert drawn[0] > 150  # of nearly equal chances 400 draws find about three quarters
+    assert drawn[5] < 100
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 import fewfold
-from fewfold import CheckpointError, TaskError
-from fewfold.lm.checkpoints import STATE, TENSORS
+from fewfold import CheckpointError, LowRank, TaskError
+from fewfold.lm.checkpoints import STATE, TENSORS, take_optimizer_tensors
 from fewfold.lm.config import LMTraining
 from fewfold.lm.judge import judge
 from fewfold.lm.run import train_lm
@@ -230,6 +230,35 @@ def test_errors(corpus):
         train_lm(config(corpus), replace(corpus, valid=None), training(patience=1))
     with pytest.raises(TaskError, match="schedule='cosin'"):
         LMTraining.make(schedule="cosin")
+
+
+def test_the_models_words_are_the_texts(corpus):
+    words = len(corpus.tokenizer)
+    with pytest.raises(TaskError, match=f"vocab_size=5, and the corpus has {words} words"):
+        train_lm(config(corpus, vocab_size=5), corpus, training(steps=1))
+    noisy = config(corpus, loss="nce", loss_noise="unigram", loss_samples=4)
+    counts = train_lm(noisy, corpus, training(steps=2)).model.word_counts
+    assert counts.tolist() == [int((corpus.train.ids == word).sum()) for word in range(words)]
+
+
+def test_what_is_judged_is_what_is_saved(corpus, tmp_path):
+    recipe = LowRank(targets="all", rank=4, stored_dtype="int3")
+    trained = train_lm(config(corpus), corpus, training(), recipe=recipe)
+    trained.model.save_pretrained(tmp_path)
+    again = judge(fewfold.load(tmp_path), corpus.valid, corpus.boundary, 1)
+    assert again.perplexity == pytest.approx(trained.valid.perplexity, rel=1e-5)
+
+
+@pytest.mark.parametrize(("fused", "device"), [(True, "meta"), (False, "cpu")])
+def test_steps_of_adam_come_back_to_where_it_counts_them(fused, device):
+    linear = torch.nn.Linear(2, 2, device="meta")
+    optimizer = torch.optim.Adam(linear.parameters())
+    for group in optimizer.param_groups:
+        group["fused"] = fused
+    given = {"weight:step": torch.tensor(3.0), "weight:exp_avg": torch.zeros(2, 2)}
+    take_optimizer_tensors(linear, optimizer, given)
+    kept = optimizer.state[linear.weight]
+    assert (kept["step"].device.type, kept["exp_avg"].device.type) == (device, "meta")
 
 
 def test_built_from_a_recipe(corpus, tmp_path, monkeypatch):

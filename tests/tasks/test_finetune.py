@@ -118,6 +118,17 @@ def test_what_is_judged_is_what_is_saved(tokenizer, body, examples, tmp_path):
     torch.testing.assert_close(class_logits(again, tokenizer, rows), found, rtol=0, atol=1e-6)
 
 
+def test_bf16_ends_with_the_training(tokenizer, body, examples):
+    model = with_head(body, 2)
+    rows = text_rows(model, tokenizer, examples, 32)
+    fine_tune(model, tokenizer, rows, FineTuning(epochs=1, batch_size=8, bf16=True))
+    assert "forward" not in vars(model)
+    plain = copy.deepcopy(model).to(torch.float64).to(torch.float32)
+    torch.testing.assert_close(
+        class_logits(model, tokenizer, rows), class_logits(plain, tokenizer, rows), rtol=0, atol=0
+    )
+
+
 def test_the_seed_decides(tokenizer, make_body, examples):
     def trained(seed, **changes):
         model = with_head(make_body(), 2)

@@ -11,6 +11,7 @@ from tiny_models import inputs, make
 import fewfold
 from fewfold import Dense, LowRank, TaskError
 from fewfold.checkpoint.config import structure_of
+from fewfold.models import ShareBertConfig, ShareBertForMaskedLM
 from fewfold.tasks import has_head, with_head
 
 pytestmark = pytest.mark.checkpoint
@@ -97,6 +98,21 @@ def test_the_body_moves_and_its_old_config_stays():
     assert config.num_labels == 2
     assert (head.config.num_labels, head.config.problem_type) == (4, "single_label_classification")
     assert with_head(make("bert"), 1).config.problem_type == "regression"
+
+
+def test_a_pooler_is_carved_out_of_the_bodys_own_table(tmp_path):
+    sizes = {"vocab_size": 50, "max_position_embeddings": 16}
+    language_model = ShareBertForMaskedLM(ShareBertConfig.preset("tiny", **sizes)).eval()
+    body, ids = language_model.sharebert, torch.randint(50, (2, 8))
+    states = body(input_ids=ids).last_hidden_state
+    head = with_head(language_model, 3)
+    expected = head.classifier(states[:, 0] @ body.store("pooler") + head.sharebert.pooler.dense.bias)
+    torch.testing.assert_close(head(input_ids=ids).logits, expected)
+    head(input_ids=ids, labels=torch.tensor([0, 2])).loss.backward()
+    assert body.store.table.weight.grad is not None
+    head.save_pretrained(tmp_path)
+    again = tf.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(input_ids=ids).logits, expected)
 
 
 def test_fresh_weights_follow_the_seed_alone():

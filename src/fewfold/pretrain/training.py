@@ -19,6 +19,7 @@ from fewfold.pretrain.settings import PretrainSettings
 from fewfold.progress import track
 from fewfold.stored import unpack
 from fewfold.stored.kept import round_stored
+from fewfold.training.forward import forward_restored
 from fewfold.training.history import TrainingHistory
 from fewfold.training.processor import quick_on_processors
 
@@ -64,11 +65,8 @@ def pretrain(
     if trainer.is_world_process_zero():
         begin(folder, run, anew=known is None)
     callback.before = history.seconds
-    try:
-        with quick_on_processors(settings.bf16):
-            trainer.train(resume_from_checkpoint=None if known is None else str(known))
-    finally:  # accelerate leaves its autocast on the model
-        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    with quick_on_processors(settings.bf16), forward_restored(model):
+        trainer.train(resume_from_checkpoint=None if known is None else str(known))
     model.eval()
     round_stored(model)
     history.tokens = round(history.steps * settings.batch * tokens)

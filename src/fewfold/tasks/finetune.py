@@ -20,6 +20,7 @@ from fewfold.stored import unpack
 from fewfold.stored.kept import round_stored
 from fewfold.tasks.batches import Padding, Row, token_total
 from fewfold.training.arguments import one_device
+from fewfold.training.forward import forward_restored
 from fewfold.training.processor import quick_on_processors
 
 
@@ -120,11 +121,8 @@ def fine_tune(
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         start = time.perf_counter()
-        try:
-            with quick_on_processors(settings.bf16):
-                result = trainer.train()
-        finally:  # accelerate leaves its autocast on the model
-            trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        with quick_on_processors(settings.bf16), forward_restored(model):
+            result = trainer.train()
         seconds = time.perf_counter() - start
     model.eval()
     round_stored(model)

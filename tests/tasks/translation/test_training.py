@@ -92,6 +92,19 @@ def test_a_stopped_run_ends_where_an_uninterrupted_one_does(kind, slim, corpus, 
         train_translation(fresh(), vocabularies, corpus, corpus, settings, checkpoints=tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+def test_another_dropout_is_another_run(kind, corpus, vocabularies, tmp_path):
+    settings = TranslationTraining(steps=2, batch_tokens=200)
+    for dropout in (0.1, 0.2):
+        model = build_model(kind, vocabularies, size=64, layers=1, dropout=dropout)
+        options = {"checkpoints": tmp_path, "stop_after": 1}
+        if dropout == 0.1:
+            train_translation(model, vocabularies, corpus, corpus, settings, **options)
+        else:
+            with pytest.raises(TaskError, match="another model"):
+                train_translation(model, vocabularies, corpus, corpus, settings, **options)
+
+
 @pytest.mark.parametrize("slim", [None, SlimTables(2, 8)])
 def test_a_toy_language_is_learned(slim, corpus, vocabularies):
     model = build_model("lstm", vocabularies, size=64, layers=1, dropout=0.0, slim=slim)

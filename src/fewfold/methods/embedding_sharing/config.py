@@ -46,7 +46,10 @@ class EmbeddingSharing(MethodConfig):
     init: Literal["plain", "scaled"] = Field(
         "plain", description="of the expansion: 'plain' as the table, 'scaled' for carved weights of variance 1/in"
     )
-    init_std: float = Field(0.02, gt=0, description="standard deviation of fresh tables and maps")
+    init_std: float | None = Field(
+        None, gt=0, description="standard deviation of fresh tables and maps (None: carved weights begin with variance "
+        "1 over the model's width; published: 0.02)",
+    )  # fmt: skip
     bias_init: Literal["zeros", "normal"] = Field(
         "zeros", description="of carved weights' biases: 0, or normal with variance 1 as the reference's are"
     )

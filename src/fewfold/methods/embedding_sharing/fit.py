@@ -16,7 +16,7 @@ from fewfold.methods.embedding_sharing.modules import CarvedLinear, CarvedTable,
 from fewfold.methods.embedding_sharing.operators import CarvedOperator
 from fewfold.methods.embedding_sharing.plan import Sharing, by_table, lay_out
 from fewfold.methods.embedding_sharing.slots import Slot
-from fewfold.methods.embedding_sharing.store import CarvingStore
+from fewfold.methods.embedding_sharing.store import CarvingStore, balanced_std
 from fewfold.store import Store
 from fewfold.stored import StoredDtype
 from fewfold.surgery.targets import Target
@@ -152,8 +152,11 @@ class EmbeddingSharingMethod(Method):
         modules, config = super().modules(unit, settings, store_name), _config(unit)
         table = modules[unit.targets[0].name]
         assert isinstance(table, CarvedTable)
-        table.store.reset_parameters(config.init_std, _fan_in(unit) if config.init == "scaled" else None)
-        table.reset_parameters(config.init_std)
+        std, dim = config.init_std, unit.targets[0].columns
+        if std is None:
+            std = balanced_std(dim, config.factor_size or dim) if config.expansion else dim**-0.5
+        table.store.reset_parameters(std, _fan_in(unit) if config.init == "scaled" else None)
+        table.reset_parameters(std)
         if config.bias_init == "normal":
             for target in unit.targets[1:]:
                 for parameter in modules[target.name].parameters():

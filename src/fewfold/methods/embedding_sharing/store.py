@@ -34,6 +34,15 @@ class Carved:
     graph: bool
 
 
+def balanced_std(inputs: int, width: int) -> float:
+    """Of a table of this width and of its expansion, so that carved weights have variance ``1 / inputs``.
+
+    A carved number is a sum of ``width`` products: its variance is ``width · std⁴``. Both sides are equally large, as
+    an optimizer like Adam moves both by equal steps.
+    """
+    return float((width * inputs) ** -0.25)
+
+
 class CarvingStore(Store):
     """Owns the table ``(rows, width)`` and its expansion ``(columns, width)``; called with a slot's name, it carves.
 

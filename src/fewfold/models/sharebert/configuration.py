@@ -8,6 +8,7 @@ from transformers import PretrainedConfig
 
 from fewfold.errors import RecipeError
 from fewfold.methods.embedding_sharing.slots import Slot, allocate, columns_needed
+from fewfold.methods.embedding_sharing.store import balanced_std
 
 ROLES = ("query", "key", "value", "intermediate", "output", "attention_output")
 
@@ -44,8 +45,10 @@ class ShareBertConfig(PretrainedConfig):
     :param sparse_prediction: given labels, score only the labelled positions: logits are then ``(labelled, vocab)``.
     :param bias_init: of the layers' own biases: ``zeros``, or ``normal`` with variance 1, the same in every layer, as
         the published code has it.
-    :param carving_init: of the expansion: ``plain`` as the table (published: carved weights are then far smaller than
-        a dense model's), or ``scaled``, for carved weights of variance 1 over their inputs.
+    :param initializer_range: standard deviation of fresh tensors. None: such that carved weights have variance
+        1 / hidden_size, as dense ones would; published: 0.02, with which they are far smaller and learn late.
+    :param carving_init: of the expansion: ``plain`` as the table, or ``scaled``, for carved weights of variance 1 over
+        their own inputs.
     :param materialized: whether the carved weights are stored instead of what they were carved from.
     :raises RecipeError: naming the value that cannot work.
     """
@@ -65,7 +68,7 @@ class ShareBertConfig(PretrainedConfig):
         attention_probs_dropout_prob: float = 0.1,
         max_position_embeddings: int = 128,
         type_vocab_size: int = 2,
-        initializer_range: float = 0.02,
+        initializer_range: float | None = None,
         layer_norm_eps: float = 1e-5,
         norm_position: str = "pre",
         attention_scale_power: float = 2 / 3,
@@ -88,6 +91,8 @@ class ShareBertConfig(PretrainedConfig):
         self.intermediate_size, self.hidden_act = intermediate_size, hidden_act
         self.hidden_dropout_prob, self.attention_probs_dropout_prob = hidden_dropout_prob, attention_probs_dropout_prob
         self.max_position_embeddings, self.type_vocab_size = max_position_embeddings, type_vocab_size
+        if initializer_range is None:
+            initializer_range = balanced_std(hidden_size, factor_size)
         self.initializer_range, self.layer_norm_eps = initializer_range, layer_norm_eps
         self.norm_position, self.attention_scale_power = norm_position, attention_scale_power
         self.share, self.layout = share, layout

@@ -46,8 +46,8 @@ _HEAD = {
 
 
 def reference_config(name: str, **changes: object) -> ShareBertConfig:
-    """A preset with the published code's choices: its column order, its head and its fresh biases."""
-    published = {"layout": "reference", "mlm_head": "untied", "bias_init": "normal"}
+    """A preset with the published code's choices: its column order, its head and its fresh numbers."""
+    published = {"layout": "reference", "mlm_head": "untied", "bias_init": "normal", "initializer_range": 0.02}
     return ShareBertConfig.preset(name, **{**published, **changes})
 
 
