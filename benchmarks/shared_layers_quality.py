@@ -71,6 +71,7 @@ TRAINED = (
     "1 block and differences, 1/3", "low rank, 1/2", "low rank, 1/6", "1 block and differences, int8, 1/6",
     "Tucker, 1/2", "Tucker, 1/6", name_of(3, "mean", "as they are"), name_of(3, "first", "as they are"),
     name_of(1, "mean", "as they are"), name_of(1, "first", "as they are"), "low rank, 1/3",
+    name_of(3, "weighted", "as they are"), name_of(1, "weighted", "as they are"),
 )  # fmt: skip
 
 
@@ -111,6 +112,8 @@ def claims(rows: Any, minutes: float | None) -> list[dict[str, Any]]:
             gap = best(group).sts.spearman - rows.sts(ours)  # type: ignore[union-attr]
             what = f"{blocks} blocks: STS-B dev of the best strict row ({best(group).name}) less that of our default"
             checks.append(check(what, gap, 0.0, at_least=False))
+    if minutes:
+        checks += after_training(rows, f", {minutes:g} minutes")
     for blocks, share in ((3, "1/2"), (2, "1/3")):
         ours, rival = f"1 block and differences, {share}", name_of(blocks, "weighted", OURS)
         if ours in there and rival in there:
@@ -119,6 +122,20 @@ def claims(rows: Any, minutes: float | None) -> list[dict[str, Any]]:
     if name in there:
         checks.append(check(f"{name}: STS-B dev", rows.sts(name), ASKED["STS-B dev"]))
         checks.append(check(f"{name}: nn10", _nn10(there, name), ASKED["nn10"]))
+    return checks
+
+
+def after_training(rows: Any, after: str) -> list[dict[str, Any]]:
+    """Whether our default conversion is still the best strict one when all have learned for as long."""
+    checks = []
+    for blocks in (3, 1):
+        names = [name_of(blocks, init, words) for init in INITS for words in ALIGN]
+        group = [row for row in rows.bench.rows if row.name in {name + after for name in names}]
+        ours = name_of(blocks, "weighted", OURS) + after
+        if len(group) > 1 and ours in {row.name for row in group}:
+            gap = best(group).sts.spearman - rows.sts(ours)  # type: ignore[union-attr]
+            what = f"{ours}: STS-B dev of the best of {len(group)} strict rows ({best(group).name}) less its own"
+            checks.append(check(what, gap, 0.0, at_least=False))
     return checks
 
 
