@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import time
@@ -149,8 +150,19 @@ def write(key: str, cell: Cell, kept: dict[str, Cell]) -> None:
     file = common.RESULTS / ROWS
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(kept), encoding="utf-8")
+    partial.write_text(json.dumps(shortened(kept), separators=(",", ":")), encoding="utf-8")
     os.replace(partial, file)
+
+
+def shortened(content: Any) -> Any:
+    """Numbers in seven digits at most, whole ones as such: a few cells hold thousands of examples."""
+    if isinstance(content, dict):
+        return {name: shortened(part) for name, part in content.items()}
+    if isinstance(content, list):
+        return [shortened(part) for part in content]
+    if isinstance(content, float) and math.isfinite(content):
+        return int(content) if content.is_integer() else float(f"{content:.7g}")
+    return content
 
 
 def draw(kept: dict[str, Cell], scale: float, seed: int) -> None:
