@@ -1,5 +1,6 @@
 import copy
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,7 +8,9 @@ from tiny_models import inputs, make
 
 import fewfold
 from fewfold import Budget, BudgetError, Dense, LowRank, Recipe, RecipeError, SubvectorCodes, TargetError, compress
+from fewfold.calibration.statistics import Statistics
 from fewfold.measure.parameters import stored_bytes, unique_parameters
+from fewfold.surgery.targets import find_targets
 
 LINEARS = 2 * (4 * 16 * 16 + 2 * 16 * 24)
 
@@ -98,6 +101,41 @@ def test_every_config_may_carry_its_own_budget(bert, texts):
     assert len(fewfold.summary(bert).budgets) == 2
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_budget_of_all_counts_what_another_decides(bert, texts, order):
+    table, budgets = 61 * 16, [Budget(parameters="1/2 of embeddings"), Budget(parameters="1/2 of all")]
+    run(bert, [LowRank(), LowRank(targets="embeddings")], budgets[::order], texts)
+    reached = {one["asked"]: one for one in fewfold.summary(bert).budgets}["parameters=1/2 of all"]
+    assert reached["limit"] == (LINEARS + table) / 2
+    assert reached["reached"] == stored(bert) + stored(bert, "embedding") <= reached["limit"]
+    assert stored(bert) > LINEARS / 2 - 100  # half of all is left to them, about
+
+
+def test_only_tables_of_tokens_are_counted_in_texts(bert):
+    targets = [target for target in find_targets(bert) if target.kind == "embedding"]
+    by_name = {target.module.rpartition(".")[2]: target for target in targets}
+    counted = {target.module: torch.full((target.rows,), 7) for target in targets}
+    statistics = Statistics(token_counts=dict(counted))
+    units = [SimpleNamespace(targets=tuple(targets))]
+
+    def numbers(texts, **_):
+        return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
+
+    sys.modules["fewfold.compress"]._count_everything(bert, statistics, units, ["3 5 5"], numbers)
+    found = statistics.token_counts
+    assert found[by_name["word_embeddings"].module][[3, 5, 7]].tolist() == [1, 2, 0]
+    for name in ("position_embeddings", "token_type_embeddings"):
+        assert torch.equal(found[by_name[name].module], counted[by_name[name].module])
+
+
+def test_packed_numbers_count_in_a_budget_of_the_whole_model(bert, texts):
+    run(bert, Dense(targets="embeddings", stored_dtype="int8"))
+    fewfold.pack(bert)
+    limit = fewfold.summary(bert).parameters - 1500
+    run(bert, LowRank(), Budget(parameters=limit), texts)
+    assert limit - 80 < fewfold.summary(bert).parameters <= limit
+
+
 def test_fixed_and_dense_units_count_in_a_whole_model_budget(bert, texts):
     limit = stored_bytes(bert) - 5000
     recipe = [Dense(targets="embeddings", stored_dtype="int8"), LowRank()]
@@ -114,6 +152,7 @@ def test_fixed_and_dense_units_count_in_a_whole_model_budget(bert, texts):
         (SubvectorCodes(targets="embeddings"), None, r"has no size: .*of embeddings.*SubvectorCodes\(width=…\)"),
         (LowRank(), Budget(parameters="1/900 of linears"), "cannot be reached"),
         (LowRank(), Budget(parameters="1/4 of embeddings"), "covers no weight"),
+        (LowRank(), ["bytes=20KB", "macs=3K"], "'bytes=20KB' decides the sizes of all weights"),
         ([LowRank(), LowRank(targets="embeddings")], Budget(parameters="1/4 of linears"), "no size"),
     ],
 )

@@ -29,7 +29,7 @@ from fewfold.methods.registry import method_named
 from fewfold.recipe import Recipe, as_budgets
 from fewfold.store import free_name
 from fewfold.surgery.replace import replace_modules
-from fewfold.surgery.targets import read_weight
+from fewfold.surgery.targets import is_token_table, read_weight
 from fewfold.surgery.units import find_units
 
 METRIC_BYTES = 8e9  # memory for output metrics, beyond which fits see the inputs alone
@@ -85,7 +85,8 @@ def compress(
     for unit in units:
         method_named(unit.method).check_model(unit, model, fit)
     targets = [target for unit in units for target in unit.targets]
-    weights = {target.name: read_weight(model, target) for target in targets} if fit else {}
+    # statistics are kept on the CPU, and fits are made there, wherever the model is
+    weights = {target.name: read_weight(model, target).cpu() for target in targets} if fit else {}
     asking = [unit for unit in units if method_named(unit.method).calibrates(unit) != "nothing"] if fit else []
     batches: list[Batch] = []
     if asking and calibration is None:
@@ -114,7 +115,7 @@ def compress(
     statistics = _statistics(model, units, sample, seed, cache)
     if batches:
         statistics.texts, statistics.tokens = count_rows(batches)
-        _count_everything(statistics, asking, calibration, tokenizer)
+        _count_everything(model, statistics, asking, calibration, tokenizer)
     sizes = plan(model, units, budgets, weights, statistics, fit)
     choices = _settled(model, sizes.choices, weights, statistics, fit)
     fitter = Fitter(model, weights, statistics, seed)
@@ -148,10 +149,12 @@ def _settled(
     return settled
 
 
-def _count_everything(statistics: Statistics, units: Sequence[Unit], calibration: Any, tokenizer: Any) -> None:
+def _count_everything(
+    model: nn.Module, statistics: Statistics, units: Sequence[Unit], calibration: Any, tokenizer: Any
+) -> None:
     """Let token tables weigh their rows by all calibration texts, not only by those that the model was run on."""
     for target in (target for unit in units for target in unit.targets if target.kind == "embedding"):
-        if target.module in statistics.token_counts:
+        if target.module in statistics.token_counts and is_token_table(model, target):
             counts = count_tokens(calibration, tokenizer, target.rows)
             if counts is not None:
                 statistics.token_counts[target.module] = counts

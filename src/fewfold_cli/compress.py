@@ -77,6 +77,9 @@ def compress(
             loaded = fewfold.load(loadable(model, files))
             tokenizer = tokenizer_of(files) if calibrating or recover_data else None
         recovery = None
+        if recover is None and not steps.recover and (recover_data or exclude):
+            option = "--recover-data" if recover_data else "--exclude"
+            raise fewfold.RecipeError(f"{option} is of recovery, and none is asked for: give --recover too")
         if recover is not None or steps.recover:
             learning, learned = texts.rows(recover_data) if recover_data else (calibrating, name)
             work = output.with_name(f"{output.name}.checkpoints")

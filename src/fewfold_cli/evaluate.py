@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fewfold_cli.console import AsJson, Verbose, count, megabytes, out, print_json, table, working
-from fewfold_cli.files import existing_model, tokenizer_of
+from fewfold_cli.files import check_files, existing_model, tokenizer_of
 
 TASKS = "cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, squad, multi30k-en-de, multi30k-de-en, flickr8k-captions"
 EXAMPLE = (
@@ -68,8 +68,12 @@ def evaluate(
     """
     with working(verbose):
         existing_model(folder)
+        check_files(output, predictions)
         import fewfold
 
+        if task in ("perplexity", "neighbours") and (finetune or predictions is not None):
+            option = "--finetune" if finetune else "--predictions"
+            raise fewfold.TaskError(f"{option} is of tasks with examples, and {task} is of --text: leave it out")
         if finetune and probe:
             raise fewfold.TaskError("--finetune trains the model and --probe leaves it as it is: give one of them")
         if not finetune and ((limit is not None and not probe) or seeds > 1):

@@ -102,7 +102,7 @@ def _refuse_onnx_options(to: Form, *given: bool) -> None:
 
 def _onnx(model: Any, folder: Path, output: Path, **options: Any) -> dict[str, Any]:
     from fewfold.checkpoint.card import restore_card
-    from fewfold.checkpoint.save import atomic_folder, copy_side_files
+    from fewfold.checkpoint.folders import atomic_folder, copy_side_files
     from fewfold.export.onnx import export_onnx
 
     with atomic_folder(output) as partial:

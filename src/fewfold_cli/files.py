@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.md", "*/config.json", "*.jinja", "*.py")
+_BESIDE_WEIGHTS = (
+    "*.json", "*.txt", "*.model", "*.md", "*/config.json", "*.jinja", "*.py",
+    "[1-9]_*/*.safetensors", "[1-9]_*/*.bin",  # of sentence-transformers' modules behind the transformer
+)  # fmt: skip
 _OTHER_EXPORTS = ("onnx/*", "openvino/*", "*.index.json")
 
 
@@ -34,6 +37,20 @@ def check_output(folder: Path, force: bool, source: Path | None = None) -> None:
         raise CheckpointError(f"{folder} exists and is not empty; give another folder, or --force to replace it")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is not empty and holds no model: --force replaces models only")
+
+
+def check_files(*files: Path | None) -> None:
+    """Refuse result files that cannot be written, before any work is done.
+
+    :raises CheckpointError: if a path is a folder, or its folder does not exist.
+    """
+    from fewfold import CheckpointError
+
+    for file in files:
+        if file is not None and file.is_dir():
+            raise CheckpointError(f"{file} is a folder; give a file to write to")
+        if file is not None and not file.expanduser().resolve().parent.is_dir():
+            raise CheckpointError(f"{file} cannot be written: there is no folder {file.parent}")
 
 
 def existing_model(folder: Path) -> Path:

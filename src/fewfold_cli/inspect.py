@@ -67,7 +67,7 @@ def _targets(model: Any) -> list[dict[str, Any]]:
 
     return [
         {"name": target.name, "kind": target.kind, "rows": target.rows, "columns": target.columns,
-         "parameters": target.numel, "also": list(target.ties), "refused": target.refusal}
+         "parameters": target.numel, "also": [tie.module for tie in target.ties], "refused": target.refusal}
         for target in find_targets(model)
     ]  # fmt: skip
 

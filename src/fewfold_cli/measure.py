@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fewfold_cli.console import AsJson, Verbose, out, print_json, table, working
-from fewfold_cli.files import existing_model
+from fewfold_cli.files import check_files, existing_model
 
 EXAMPLE = "Example: fewfold measure ./small ./all-MiniLM-L6-v2 --batch 1 --batch 8 --length 16 --length 128"
 
@@ -37,6 +37,7 @@ def measure(
     activations.
     """
     with working(verbose):
+        check_files(write, plot)
         paths = [existing_model(path) for path in (*folders, *([against] if against else []))]
         import fewfold
         from fewfold.measure.costs import costs_of, time_grid

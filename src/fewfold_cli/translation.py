@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fewfold_cli.console import AsJson, Force, Fresh, Verbose, count, err, megabytes, out, print_json, table, working
-from fewfold_cli.files import check_output, existing_model
+from fewfold_cli.files import check_files, check_output, existing_model
 
 TRAIN_EXAMPLE = (
     "Example: fewfold translation train ./mt --model lstm --slim 10, "
@@ -105,6 +105,7 @@ def run(
     """Translate a text file, sentence by sentence; empty lines stay empty."""
     with working(verbose):
         existing_model(folder)
+        check_files(output)
         import fewfold
         from fewfold.tasks.data import lines
         from fewfold.tasks.translation import translate

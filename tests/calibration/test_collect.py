@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 from tiny_models import inputs, make
 
 from fewfold import CalibrationError
@@ -86,6 +87,44 @@ def test_gradient_metric_predicts_the_change_of_the_output(bert, batches):
             squares += float((after - before).square().sum() / energy)
             tokens += len(before)
     assert predicted == pytest.approx(squares / tokens, rel=0.15)
+
+
+def test_a_batch_of_one_text_counts_no_more_than_others():
+    model = tf.BertForSequenceClassification(tf.BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=2,
+    )).eval()  # fmt: skip
+    ids = torch.randint(40, (65, 5), generator=torch.Generator().manual_seed(0))
+    targets = [target for target in find_targets(model) if target.kind == "linear"]
+
+    def traces(parts):
+        batches = [{"input_ids": part} for part in parts]
+        found = collect(model, targets, batches, gradients=True).gradients
+        return {name: float(moments.product.trace()) / moments.count for name, moments in found.items()}
+
+    even, odd = traces([ids[:64]]), traces([ids[:64], ids[64:]])
+    assert even.keys() == odd.keys()
+    assert all(odd[name] < 3 * even[name] for name in even)
+    single = traces([ids[place : place + 1] for place in range(12)])
+    assert all(single[name] < 30 * even[name] for name in even)
+
+
+def test_gradients_that_are_no_numbers_are_named(bert, batches):
+    def spoil(module, args, output):
+        output.register_hook(lambda gradient: gradient * float("inf"))
+
+    handle = bert.get_submodule("encoder.layer.0.output.dense").register_forward_hook(spoil)
+    with pytest.raises(CalibrationError, match="is not finite in float32"):
+        collect(bert, [t for t in find_targets(bert) if t.kind == "linear"], batches, gradients=True)
+    handle.remove()
+
+
+def test_a_folder_that_cannot_be_written_is_no_obstacle(bert, batches, tmp_path):
+    (tmp_path / "file").write_text("")
+    cache = Cache("key", tmp_path / "file" / "below")
+    targets = [target for target in find_targets(bert) if target.kind == "linear"]
+    with pytest.warns(UserWarning, match="FEWFOLD_CACHE"):
+        found = collect(bert, targets, batches, gradients=False, cache=cache)
+    assert found.inputs
 
 
 def test_model_is_left_as_it_was(bert, batches):

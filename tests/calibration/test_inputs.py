@@ -1,6 +1,7 @@
 import pytest
 import torch
 from tiny_models import make
+from transformers import BatchEncoding
 
 from fewfold import CalibrationError
 from fewfold.calibration.inputs import calibration_batches, count_tokens, cut_to_pieces, fingerprint
@@ -62,6 +63,19 @@ def test_mistakes_are_named(bert, calibration, message):
     tokenizer = None if message == "tokenizer is needed" else Words()
     with pytest.raises(CalibrationError, match=message):
         calibration_batches(calibration, tokenizer, bert)
+
+
+def test_a_tokenised_batch_is_one_batch(bert):
+    given = BatchEncoding({"input_ids": torch.tensor([[1, 2, 3], [4, 5, 0]]), "attention_mask": torch.ones(2, 3)})
+    (batch,) = calibration_batches(given, None, bert)
+    assert torch.equal(batch["input_ids"], given["input_ids"])
+    with pytest.raises(CalibrationError, match=r"calibration\['train'\]"):
+        calibration_batches({"train": object(), "test": object()}, None, bert)
+
+
+def test_half_precision_inputs_have_a_fingerprint():
+    one, other = (torch.full((2, 2), value, dtype=torch.bfloat16) for value in (1.0, 2.0))
+    assert fingerprint([{"pixel_values": one}]) != fingerprint([{"pixel_values": other}])
 
 
 def test_fingerprint_follows_the_numbers(bert):

@@ -3,8 +3,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 from tiny_models import inputs, make
 
+import fewfold
 from fewfold import LowRank, compress
 from fewfold.calibration.inputs import calibration_batches
 from fewfold.calibration.streams import CannotStream, Streams, find_stacks
@@ -59,6 +61,25 @@ def test_stages_follow_execution_and_share_inputs():
         ["0.output.dense"],
     ]
     assert len(tails) == 8
+
+
+@pytest.mark.parametrize("kind", ["answers", "own"])
+def test_caches_of_keys_stay_empty(kind):
+    torch.manual_seed(0)
+    config = tf.GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32, use_cache=True)
+
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = tf.GPT2Model(config)
+
+        def forward(self, input_ids):
+            return self.inner(input_ids=input_ids).last_hidden_state
+
+    model = (tf.GPT2ForQuestionAnswering(config) if kind == "answers" else Own()).eval()
+    given = [{"input_ids": torch.randint(40, (2, 9))} for _ in range(3)]
+    fewfold.compress(model, fewfold.LowRank(rank=4), calibration=given, cache=False)
+    assert config.use_cache
 
 
 def test_blocks_that_are_skipped_cannot_be_streamed():

@@ -8,6 +8,7 @@ from importlib import metadata
 
 import pytest
 import torch
+import transformers as tf
 from transformers import AutoModel
 
 import fewfold
@@ -109,6 +110,31 @@ def test_recipes(run, tmp_path):
     file.write_text(run("recipes", "low-rank-all").out)
     assert Recipe.from_yaml(file) == Recipe.preset("low-rank-all")
     assert run("recipes", "none-such").code == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("measure", "--write", "no/dir.json"),
+        ("evaluate", "--task", "neighbours", "--out", "."),
+        ("evaluate", "--task", "sst2", "--finetune", "--predictions", "no/p.jsonl"),
+        ("evaluate", "--task", "perplexity", "--text", "t.txt", "--finetune"),
+        ("evaluate", "--task", "neighbours", "--text", "t.txt", "--predictions", "p.jsonl"),
+    ],
+)
+def test_results_that_cannot_be_written_are_refused_first(words, run, encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(words[0], encoder, *words[1:])
+    assert result.code == 1
+    said = " ".join(result.err.split())
+    assert "cannot be written" in said or "is a folder" in said or "leave it out" in said
+
+
+def test_names_of_tied_weights_are_json(run, tmp_path):
+    config = tf.GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=16)
+    tf.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    targets = json.loads(run("inspect", tmp_path / "gpt2", "--targets", "--json").out)["targets"]
+    assert ["lm_head"] in [one["also"] for one in targets]
 
 
 COMMANDS = ("compress", "inspect", "measure", "evaluate", "densify", "recipes", "demo")

@@ -143,6 +143,14 @@ def test_full_folders_are_not_overwritten(run, encoder, small, texts, tmp_path):
     assert (out / "config.json").read_text() != before
 
 
+@pytest.mark.parametrize("option", [("--exclude", "stsb-dev"), ("--recover-data", "texts.txt")])
+def test_options_of_recovery_without_one_are_refused(option, run, encoder, tmp_path):
+    result = run("compress", encoder, tmp_path / "out", "--recipe", "int8", *option)
+    assert result.code == 1
+    assert f"{option[0]} is of recovery" in " ".join(result.err.split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_force_replaces_models_only_and_never_the_source(run, encoder, tmp_path):
     (tmp_path / "precious.txt").write_text("keep me")
     result = run("compress", encoder, tmp_path, "-r", "int8", "--force")

@@ -32,6 +32,24 @@ def test_one_call_compresses_and_recovers(teacher, tokenizer, texts):
     assert record["loss_after"] < record["loss_before"]
 
 
+@pytest.mark.parametrize(
+    ("data", "settings", "message"),
+    [
+        (sentences(5), {}, "batch"),
+        (sentences(40), {"hidden": [], "logits": {"weight": 1.0}}, "logits"),
+        (sentences(40), {"hidden": [{"layers": [9]}]}, "9"),
+    ],
+)
+def test_what_would_stop_the_recovery_is_found_before_anything_is_compressed(
+    data, settings, message, teacher, tokenizer
+):
+    model = copy.deepcopy(teacher)
+    with pytest.raises(DistillError, match=message):
+        fewfold.compress(model, PLAIN, recover=config(**settings), recovery=Recovery(data=data), tokenizer=tokenizer)
+    assert structure_of(model) is None
+    assert distance(model, teacher) == 0
+
+
 def test_calibration_texts_serve_both(teacher, tokenizer, texts):
     model = copy.deepcopy(teacher)
     options = {"calibration": texts, "tokenizer": tokenizer, "cache": False}

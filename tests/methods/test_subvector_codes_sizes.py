@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tiny_models import make
 
 from fewfold import Budget, BudgetError, LowRank, SubvectorCodes, compress, summary
 from fewfold.calibration.statistics import Moments, Statistics
@@ -25,6 +26,13 @@ from fewfold.surgery.units import find_units
 METHOD = method_named("subvector_codes")
 INNER, WORDS = "encoder.layer.0.intermediate.dense", "embeddings.word_embeddings"
 FLOATS = ("F32", "F16", "BF16")
+
+
+def test_a_number_of_words_that_is_given_stays_under_a_budget():
+    model = make("bert")
+    compress(model, SubvectorCodes(words=16), budget=Budget(bytes="1/4 of linears"))
+    found = [stage["words"] for record in structure_of(model).targets for stage in record.settings["stages"]]
+    assert set(found) == {16}
 
 
 @pytest.mark.parametrize("rank", [6, 12, 16])
@@ -209,7 +217,9 @@ def test_bytes_are_reached_and_never_exceeded(targets, budget, least, tmp_path):
     """As near as the few sizes of a tiny model come."""
     model = model_of(vocab=2000)
     dense = {name: module.weight.numel() * 4 for name, module in model.named_modules() if hasattr(module, "weight")}
-    compress(model, SubvectorCodes(targets=targets, weighting="none", words=64, rounds=0), budget=Budget(bytes=budget))
+    words = None if targets == "linears" else 64
+    codes = SubvectorCodes(targets=targets, weighting="none", words=words, rounds=0)
+    compress(model, codes, budget=Budget(bytes=budget))
     entries, records = saved_entries(model, tmp_path), structure_of(model).targets
     spent = sum(size for record in records for _, _, size in own(entries, record.name))
     limit = 60_000.0

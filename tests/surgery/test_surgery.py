@@ -406,3 +406,22 @@ def test_the_preset_of_codes_holds_a_size_in_bytes(tmp_path):
     assert isinstance(model.embeddings.position_embeddings, Assembled)
     model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_size < limit + 30_000  # the header is no tensor
+
+
+@pytest.mark.parametrize(
+    ("model", "refused"),
+    [
+        (lambda: tf.DebertaV2Model(tf.DebertaV2Config(
+            vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+            relative_attention=True, position_buckets=8, max_position_embeddings=32, pos_att_type=["c2p", "p2c"],
+        )), {"encoder.rel_embeddings"}),
+        (lambda: tf.MambaModel(tf.MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, state_size=4)),
+         {"layers.0.mixer.x_proj", "layers.0.mixer.dt_proj", "layers.0.mixer.out_proj"}),
+    ],
+)  # fmt: skip
+def test_weights_that_are_read_are_refused_and_the_rest_runs(model, refused):
+    made = model().eval()
+    assert {target.name for target in find_targets(made) if target.refusal} >= refused
+    ids = torch.randint(40, (2, 6))
+    fewfold.compress(made, [fewfold.Dense(targets="all", stored_dtype="int8"), fewfold.Dense(targets="rest")])
+    assert made(input_ids=ids).last_hidden_state.isfinite().all()

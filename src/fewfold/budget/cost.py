@@ -9,9 +9,10 @@ from torch import nn
 
 from fewfold.budget.budget import Limit, Quantity
 from fewfold.budget.timing import TimingTable
-from fewfold.measure.parameters import stored_bytes, unique_parameters
+from fewfold.measure.parameters import stored_bytes
 from fewfold.methods.base import Unit
 from fewfold.methods.registry import method_named
+from fewfold.summary import stored_numbers
 from fewfold.surgery.targets import find_targets
 
 
@@ -63,7 +64,7 @@ class CostModel:
             return self._timing().rest(units)
         replaced = sum(self.dense(quantity, unit) for unit in units)
         if quantity == "parameters":
-            return unique_parameters(self.model) - replaced
+            return stored_numbers(self.model) - replaced
         if quantity == "bytes":
             return stored_bytes(self.model) - replaced
         return sum(target.numel for target in find_targets(self.model) if target.kind == "linear") - replaced

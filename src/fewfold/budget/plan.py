@@ -119,17 +119,23 @@ def _coverage(model: nn.Module, units: Sequence[Unit], budgets: Sequence[Budget]
             own.setdefault(unit.config.budget.text, (unit.config.budget, []))[1].append(number)
             taken.add(number)
     covered.extend(own.values())
-    for budget in sorted(budgets, key=lambda budget: budget.limit.part is None):
-        members = [
-            number for number, unit in enumerate(units) if number not in taken and covers(budget.limit, unit.targets)
-        ]
+    wider = {"all": 1, None: 2}  # come after the parts, and decide what those leave
+    for budget in sorted(budgets, key=lambda budget: wider.get(budget.limit.part, 0)):
+        members = [number for number, unit in enumerate(units) if covers(budget.limit, unit.targets)]
         if not members:
             raise BudgetError(
                 f"budget {budget.text!r} covers no weight that this recipe replaces: its targets are "
                 f"{units[0].name} … {units[-1].name}"
             )
-        free = {number for number in members if method_named(units[number].method).fixed(units[number]) is None}
-        taken |= free
+        open_sizes = {number for number in members if method_named(units[number].method).fixed(units[number]) is None}
+        if open_sizes and open_sizes <= taken:
+            rivals = [other.text for other, numbers in covered if open_sizes & set(numbers)]
+            raise BudgetError(
+                f"budget {budget.text!r} has nothing left to choose: {', '.join(map(repr, rivals))} decides the sizes "
+                "of all weights that it covers. A weight follows one budget: keep the tighter one, or name parts that "
+                "do not overlap"
+            )
+        taken |= open_sizes
         covered.append((budget, members))
     return covered
 

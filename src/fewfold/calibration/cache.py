@@ -6,6 +6,9 @@ import hashlib
 import json
 import os
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 
 from fewfold.calibration.statistics import Moments, Statistics
 
-VERSION = "1"
+VERSION = "2"
 
 
 def cache_folder() -> Path:
@@ -32,6 +35,21 @@ def model_fingerprint(model: nn.Module) -> str:
         if data.numel():
             digest.update(data.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@contextmanager
+def kept_if_possible(partial: Path) -> Iterator[None]:
+    """Warn, and go on without, where the cache's folder cannot be written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        warnings.warn(
+            f"{partial.parent} cannot be written ({error}): a second try will start anew. Name another folder in "
+            "FEWFOLD_CACHE",
+            stacklevel=4,
+        )
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 class Cache:
@@ -64,10 +82,11 @@ class Cache:
             return
         header, tensors = _pack(statistics)
         header["batches"] = batches
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(f".{os.getpid()}.partial")
-        save_file(tensors, partial, metadata={"fewfold": json.dumps(header)})
-        partial.replace(self.path)
+        with kept_if_possible(partial):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, partial, metadata={"fewfold": json.dumps(header)})
+            partial.replace(self.path)
         self._written = time.monotonic()
 
 

@@ -62,6 +62,7 @@ class _Collector:
         self.statistics = Statistics()
         self.batch: Batch = {}
         self.seen: dict[int, tuple[str, Tensor]] = {}
+        self.spread = _Spread()
 
     def hooks(self) -> ExitStack:
         """Hooks on every target; closing the stack removes them."""
@@ -107,8 +108,13 @@ class _Collector:
         self.statistics.token_counts[name] = counts if old is None else old + counts
 
     def _gradient(self, name: str, gradient: Tensor, mask: Tensor | None) -> None:
-        moments = self.statistics.gradients.setdefault(name, Moments(gradient.shape[-1]))
-        moments.add(rows_of(gradient, mask))
+        rows = rows_of(gradient, mask)
+        if not bool(rows.isfinite().all()):
+            raise CalibrationError(
+                f"the gradient at {name} is not finite in {str(gradient.dtype).removeprefix('torch.')}: load the model "
+                "in float32 or bfloat16 to compress it, or take LowRank(weighting='inputs')"
+            )
+        self.statistics.gradients.setdefault(name, Moments(gradient.shape[-1])).add(rows)
 
     def run(self, batch: Batch, index: int, gradients: bool) -> None:
         """One forward pass, and one backward pass where gradients are asked for."""
@@ -140,7 +146,8 @@ class _Collector:
                 output = _final_output(self.model(**inputs))
                 if not bool(output.isfinite().all()):
                     raise CalibrationError(f"the model's output on calibration batch {index} is not finite")
-                score = _random_score(output, self._output_mask(output), self.seed + index)
+                rows = rows_of(output, self._output_mask(output)).float()
+                score = _random_score(rows, self.spread.energy(rows.detach()), self.seed + index)
                 score.backward()
         finally:
             for parameter, flag in trained.items():
@@ -218,10 +225,36 @@ def _final_output(outputs: object) -> Tensor:
     )
 
 
-def _random_score(output: Tensor, mask: Tensor | None, seed: int) -> Tensor:
-    """A scalar whose gradient at the output is Gaussian, in units of the output's own energy."""
+class _Spread:
+    """How far a model's outputs lie apart: the mean squared distance of rows from their mean.
+
+    A batch of few rows (scores of single texts) says nothing of it: it goes by all rows so far.
+    """
+
+    ENOUGH = 8
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: Tensor | float = 0.0
+        self.square = 0.0
+
+    def energy(self, rows: Tensor) -> float:
+        """Of this batch's rows ``(count, width)``, or of all so far."""
+        self.count += len(rows)
+        self.total = self.total + rows.double().sum(0)
+        self.square += float(rows.double().square().sum())
+        if len(rows) >= self.ENOUGH:
+            energy = float((rows - rows.mean(0)).square().sum(-1).mean())
+        else:
+            centre = (
+                float((torch.as_tensor(self.total) / self.count).square().sum()) if self.count >= self.ENOUGH else 0
+            )
+            energy = self.square / self.count - centre
+        return max(energy, 1e-12)
+
+
+def _random_score(rows: Tensor, energy: float, seed: int) -> Tensor:
+    """A scalar whose gradient at the output's rows is Gaussian, in units of the output's energy."""
     generator = torch.Generator().manual_seed(seed)
-    rows = rows_of(output, mask).float()
-    energy = (rows.detach() - rows.detach().mean(0)).square().sum(-1).mean().clamp_min(1e-12)
     direction = torch.randn(rows.shape, generator=generator).to(rows.device)
-    return (rows * direction).sum() / energy.sqrt()
+    return (rows * direction).sum() / energy**0.5

@@ -131,6 +131,13 @@ def _rows(calibration: Any) -> Iterable[Any]:
             "this recipe is fitted on real inputs: pass calibration=texts and tokenizer=tokenizer, "
             "or choose LowRank(weighting='none') for a plain SVD"
         )
+    if isinstance(calibration, Mapping):
+        if all(isinstance(value, Tensor | list) for value in calibration.values()):
+            return [calibration]  # a batch of model inputs, as tokenizers give it
+        raise CalibrationError(
+            f"calibration is a {type(calibration).__name__} of {', '.join(map(str, calibration))}: pass one of them, "
+            f"as calibration[{next(iter(calibration), '')!r}]"
+        )
     features = getattr(calibration, "column_names", None)
     if features is None:
         return calibration
@@ -192,5 +199,8 @@ def fingerprint(batches: Iterable[Batch]) -> str:
     for batch in batches:
         for name in sorted(batch):
             digest.update(name.encode())
-            digest.update(batch[name].detach().cpu().contiguous().numpy().tobytes())
+            tensor = batch[name].detach().cpu().contiguous()
+            if tensor.dtype == torch.bfloat16:  # which numpy has not
+                tensor = tensor.view(torch.int16)
+            digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,20 @@ from fewfold.surgery.targets import Target
 
 class CannotStream(Exception):
     """The model's blocks cannot be run one after the other by themselves."""
+
+
+@contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """No part of a model makes a cache of keys and values: a block that is run again would add to it."""
+    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    cached = [config for config in configs.values() if getattr(config, "use_cache", False)]
+    for config in cached:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in cached:
+            config.use_cache = True
 
 
 class _Stop(Exception):
@@ -138,7 +152,7 @@ class Streams:
         uncached = "use_cache" in inspect.signature(model.forward).parameters
         try:
             for batch in self.batches:
-                with suppress(_Stop):
+                with suppress(_Stop), without_cache(model):
                     model(**batch, **({"use_cache": False} if uncached else {}))
         finally:
             for handle in handles:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fewfold.checkpoint.folders import check_writable
 from fewfold.checkpoint.save import save
 from fewfold.distill.records import write_history
 from fewfold.distill.run import distil
@@ -51,7 +52,7 @@ def distill(
     :return: ``student``.
     :raises DistillError: naming what does not fit, or at which step a loss was no number.
     """
-    folder = None if out is None else Path(out)
+    folder = None if out is None else check_writable(out)
     checkpoints = None if folder is None else folder.with_name(f"{folder.name}.checkpoints")
     if checkpoints is not None and not resume:
         shutil.rmtree(checkpoints, ignore_errors=True)

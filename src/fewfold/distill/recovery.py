@@ -10,8 +10,8 @@ from typing import Any
 
 from fewfold.distill.checks import check_models, vocabularies_of
 from fewfold.distill.config import DistillConfig
-from fewfold.distill.examples import read_examples
 from fewfold.distill.presets import phases_of
+from fewfold.distill.rehearsal import rehearse
 from fewfold.distill.stacks import is_seq2seq
 from fewfold.errors import DistillError
 
@@ -61,7 +61,8 @@ def prepare(
     """Plan a recovery before anything is compressed; None where none is asked for.
 
     :param recover: phases, or what :func:`phases_of` reads as such.
-    :raises DistillError: if there are no texts to distil on.
+    :raises DistillError: if there are no texts to distil on, too few or too short ones, or a loss asks for what the
+        model does not give.
     """
     if recover is None or recover == []:
         return None
@@ -74,5 +75,5 @@ def prepare(
     teacher = copy.deepcopy(model)
     check_models(teacher, model, vocabularies_of(tokenizer) if is_seq2seq(model) else tokenizer)
     exclude = list(recovery.exclude)
-    read_examples(data, any(phase.labels for phase in phases), exclude, is_seq2seq(model))
+    rehearse(teacher, data, phases, tokenizer, exclude)
     return Distillation(teacher, phases, tokenizer, Recovery(data, exclude, recovery.folder, recovery.name))

@@ -81,7 +81,7 @@ def distil(
     for number, phase in enumerate(phases, 1):
         key = phase.pieces, phase.max_length, phase.noise, phase.seed
         if key not in read:
-            read[key] = _tokens(examples, tokenizer, student, phase)
+            read[key] = tokens_of(examples, tokenizer, student, phase)
         folder = None if checkpoints is None else checkpoints / f"phase-{number}"
         masking = maskings[number - 1]
         history = _phase(teacher, student, read[key], phase, started, folder, resume, cache_teacher, masking)
@@ -96,7 +96,7 @@ def distil(
     return outcome
 
 
-def _tokens(examples: Examples, tokenizer: Any, student: Any, config: DistillConfig) -> TokenisedTexts:
+def tokens_of(examples: Examples, tokenizer: Any, student: Any, config: DistillConfig) -> TokenisedTexts:
     """All texts tokenised, cut into pieces first where that is asked for and they stand alone."""
     if config.pieces and len(examples.columns) == 1 and examples.labels is None:
         examples = Examples(cut_to_pieces(examples.texts, config.seed))
@@ -120,7 +120,7 @@ def _phase(
     from fewfold.distill.trainer import DistillTrainer
     from fewfold.distill.watch import Watch
 
-    learned, held_out = _held_out(tokens, config)
+    learned, held_out = split_off(tokens, config)
     clock = Clock(planned_steps(config, len(learned)), config.minutes, started)
     check_data(learned, config, clock.steps)
     objective = Objective(config, student, teacher)
@@ -176,7 +176,7 @@ def held_out_count(texts: int, config: DistillConfig) -> int:
     return min(config.validation, texts // 10)
 
 
-def _held_out(tokens: TokenisedTexts, config: DistillConfig) -> tuple[TokenisedTexts, TokenisedTexts | None]:
+def split_off(tokens: TokenisedTexts, config: DistillConfig) -> tuple[TokenisedTexts, TokenisedTexts | None]:
     """Texts to learn on, and texts to measure on."""
     count = held_out_count(len(tokens), config)
     if not count:

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import save_file
 
 from fewfold.checkpoint.config import structure_of
-from fewfold.checkpoint.save import atomic_folder, copy_side_files
+from fewfold.checkpoint.folders import atomic_folder, copy_side_files
 from fewfold.errors import ModelError
 from fewfold.export import alone
 from fewfold.export.assembly import record_assembly

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewfold.checkpoint.folders import check_writable
 from fewfold.checkpoint.save import save
-from fewfold.errors import CheckpointError, TaskError
+from fewfold.errors import TaskError
 from fewfold.measure.environment import environment
 from fewfold.measure.modes import evaluating
 from fewfold.optional import require
@@ -99,9 +100,8 @@ def pretrain_and_save(
     :return: The record.
     :raises FewfoldError: As the parts say.
     """
-    folder, texts_in, judged_in = Path(folder), [Path(file) for file in files], [Path(file) for file in held_out]
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; give a folder to write to")
+    texts_in, judged_in = [Path(file) for file in files], [Path(file) for file in held_out]
+    folder = check_writable(folder)
     state = folder.with_name(f"{folder.name}.checkpoints")
     process = require("accelerate").PartialState(cpu=not torch.accelerator.is_available())
     texts = read_texts(texts_in)

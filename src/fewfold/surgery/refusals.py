@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
+# children whose weight the parent reads instead of calling them
+_READ_DIRECTLY = {
+    "MambaMixer": {"x_proj", "dt_proj", "out_proj"}, "FalconMambaMixer": {"x_proj", "dt_proj", "out_proj"},
+    "JambaMambaMixer": {"x_proj", "dt_proj", "out_proj"},
+    "WavLMAttention": {"q_proj", "k_proj", "v_proj", "out_proj"},
+    "DebertaEncoder": {"rel_embeddings"}, "DebertaV2Encoder": {"rel_embeddings"},
+    "ProphetNetDecoder": {"ngram_embeddings"}, "MobileBertLMPredictionHead": {"dense", "decoder"},
+}  # fmt: skip
 _PLAIN_LINEARS = {"FalconLinear"}  # a forward of its own that is x·Wᵀ + b too
 
 
@@ -21,13 +29,18 @@ def _is_plain(kind: type[nn.Linear]) -> bool:
     return known or kind.forward is nn.Linear.forward
 
 
+def _is_read(module: nn.Module, parent: nn.Module | None) -> bool:
+    names = _READ_DIRECTLY.get(type(parent).__name__, ())
+    return parent is not None and any(getattr(parent, name, None) is module for name in names)
+
+
 def refusal_of(module: nn.Module, parent: nn.Module | None) -> str | None:
     """Why a module cannot be replaced, or None.
 
     :param parent: the module that holds it.
     """
-    if isinstance(parent, nn.MultiheadAttention):
-        return "nn.MultiheadAttention reads this weight instead of calling the module"
+    if isinstance(parent, nn.MultiheadAttention) or _is_read(module, parent):
+        return f"{type(parent).__name__} reads this weight instead of calling the module"
     if isinstance(module, nn.Linear) and not _is_plain(type(module)):
         return f"{type(module).__name__} computes something else than x·Wᵀ + b"
     if isinstance(module, nn.Embedding):

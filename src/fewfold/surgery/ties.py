@@ -149,6 +149,9 @@ def drop_tie_declarations(model: nn.Module, module_names: set[str]) -> None:
         _without(module, "all_tied_weights_keys", gone)
 
 
+_BEFORE = "_fewfold_ties_before"  # a model's own declaration, None where its class's counts
+
+
 def _without(module: Any, attribute: str, gone: set[str]) -> None:
     keys = getattr(module, attribute, None)
     if not isinstance(keys, dict):
@@ -156,6 +159,8 @@ def _without(module: Any, attribute: str, gone: set[str]) -> None:
     weights = {f"{name}.weight" for name in gone}
     kept = {target: source for target, source in keys.items() if target not in weights and source not in weights}
     if kept != keys:
+        if attribute == "_tied_weights_keys":
+            module.__dict__.setdefault(_BEFORE, vars(module).get(attribute))
         setattr(module, attribute, kept)
 
 
@@ -173,7 +178,11 @@ def restore_tie_declarations(model: nn.Module) -> None:
     """
     pretrained = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     for module in pretrained:
-        module.__dict__.pop("_tied_weights_keys", None)
+        if _BEFORE in module.__dict__:
+            before = module.__dict__.pop(_BEFORE)
+            module.__dict__.pop("_tied_weights_keys", None)
+            if before is not None:  # some families declare ties when a model is made (Marian)
+                module.__dict__["_tied_weights_keys"] = before
     for module in pretrained:
         declared = module.get_expanded_tied_weights_keys(all_submodels=True)
         module.all_tied_weights_keys = {

@@ -130,7 +130,7 @@ class SubvectorCodesMethod(Method):
                 )
             ]
         else:
-            found = linear_sizes(target.columns, shared, config.stages, scales)
+            found = linear_sizes(target.columns, shared, config.stages, scales, config.words)
         costs = [self.cost(unit, one).bytes for one in found]
         order = sorted(range(len(found)), key=lambda index: costs[index])
         return [found[index] for index in order if costs[index] < 4 * target.numel]

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewfold.calibration.cache import cache_folder
+from fewfold.calibration.cache import cache_folder, kept_if_possible
 from fewfold.linalg.kmeans import kmeans
 from fewfold.linalg.subvectors import Coded
 
@@ -87,7 +87,8 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 def _write(file: Path, tensors: dict[str, Tensor]) -> None:
     """Whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")
-    save_file(tensors, partial)
-    partial.replace(file)
+    with kept_if_possible(partial):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial)
+        partial.replace(file)

@@ -44,13 +44,15 @@ def distortion(width: int, words: int) -> float:
     return min(error, 1.0) * 2.0 ** (-2 * math.log2(words / known) / width)
 
 
-def linear_sizes(columns: int, shared: bool, stages: int, scales: bool) -> list[dict[str, Any]]:
-    """Settings of a linear map, none of them chosen yet."""
-    return [
-        settings([StageSpec(width, words, shared)] * stages, scales)
-        for width, words in LINEAR_SIZES
-        if width <= columns
-    ]
+def linear_sizes(
+    columns: int, shared: bool, stages: int, scales: bool, words: int | None = None
+) -> list[dict[str, Any]]:
+    """Settings of a linear map, none of them chosen yet.
+
+    :param words: of every codebook (None: any number).
+    """
+    pairs = dict.fromkeys((width, words or any_number) for width, any_number in LINEAR_SIZES if width <= columns)
+    return [settings([StageSpec(width, number, shared)] * stages, scales) for width, number in pairs]
 
 
 def widths_of_rank(rank: int) -> list[int]:

@@ -89,9 +89,16 @@ def joined(entries: Sequence[Entry]) -> list[Entry]:
         key = entry.folder or (entry.name, entry.bytes, tuple(sorted((k, v.value) for k, v in entry.quality.items())))
         if key not in found:
             found[key] = entry
-        elif entry.folder:
+        elif entry.folder and _agree(found[key], entry):
             found[key] = _join(found[key], entry)
+        elif entry.folder:  # judged twice in one metric, in other ways: neither result is lost
+            found[key, entry.origin] = replace(entry, name=f"{entry.name} ({entry.origin})")
     return list(found.values())
+
+
+def _agree(first: Entry, second: Entry) -> bool:
+    both = first.quality.keys() & second.quality.keys()
+    return all(first.quality[name].value == second.quality[name].value for name in both)
 
 
 def _join(first: Entry, second: Entry) -> Entry:

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from fewfold.checkpoint.folders import check_writable
 from fewfold.checkpoint.save import save
-from fewfold.errors import CheckpointError
 from fewfold.measure.environment import environment
 from fewfold.pretrain.settings import PretrainSettings
 from fewfold.progress import step
@@ -37,8 +37,7 @@ def train_and_save(
     :return: The record.
     :raises FewfoldError: As the parts say.
     """
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; give a folder to write to")
+    folder = check_writable(folder)
     train, held_out = read_captions("train", image_size).first(limit), read_captions("val", image_size)
     with step("training the vocabulary"):
         tokenizer = train_vocabulary(train, vocabulary)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from fewfold.checkpoint.folders import check_writable
 from fewfold.checkpoint.save import save
-from fewfold.errors import CheckpointError
 from fewfold.measure.environment import environment
 from fewfold.models.slim_tables import SlimTables
 from fewfold.progress import step
@@ -43,8 +43,7 @@ def train_and_save(
     :return: The record.
     :raises FewfoldError: As the parts say.
     """
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; give a folder to write to")
+    folder = check_writable(folder)
     with step("training the vocabulary"):
         vocabularies = train_vocabularies(train, vocabulary, joint, lowercase)
     model = build_model(
