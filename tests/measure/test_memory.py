@@ -15,6 +15,7 @@ print(resident_bytes() - before, peak_resident_bytes() - before)
 """
 
 
+@pytest.mark.full
 def test_resident_memory_grows_with_what_is_touched():
     # In a process of its own: elsewhere another test's memory may be given back at the same time.
     grown, peak = map(int, subprocess.check_output([sys.executable, "-c", GROWTH], text=True).split())
@@ -22,6 +23,7 @@ def test_resident_memory_grows_with_what_is_touched():
     assert peak >= 0.9 * 64 * 2**20
 
 
+@pytest.mark.full
 def test_load_cost_of_a_saved_model(tiny_bert, tmp_path):
     tiny_bert.save_pretrained(tmp_path)
     cost = load_cost(tmp_path)

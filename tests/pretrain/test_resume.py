@@ -57,7 +57,7 @@ def kill(monkeypatch):
 
 
 @pytest.mark.parametrize("methods", [None, [LOW_RANK], [{"method": "embedding_sharing"}]])
-@pytest.mark.parametrize("damage", ["none", "unfinished"])
+@pytest.mark.parametrize("damage", [pytest.param("none", marks=pytest.mark.full), "unfinished"])
 def test_ends_where_an_uninterrupted_one_ends(methods, damage, tmp_path, kill):
     chosen = config(methods=methods, training={"checkpoints_kept": 2})
     whole, numbers = learned(tmp_path / "whole", chosen)
@@ -105,7 +105,7 @@ def test_another_models_checkpoints_are_refused(other, tmp_path, kill):
         learned(tmp_path / "c", config(**other))
 
 
-@pytest.mark.parametrize("other", ["kind", "text"])
+@pytest.mark.parametrize("other", [pytest.param("kind", marks=pytest.mark.full), "text"])
 def test_a_kept_tokenizer_is_that_of_this_text_and_kind(other, tmp_path, kill):
     changes = {"vocabulary_kind": "bpe", "vocabulary": 300} if other == "kind" else {}
     file = tmp_path / "text.txt"
