@@ -1,6 +1,7 @@
 """Code in the documents runs on tiny models, page by page in order; what is too large to run is at least sound."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -84,6 +85,37 @@ def test_commands_exist_with_their_options(page):
         shown = CliRunner().invoke(app, [*command[: 2 if words[1] in groups else 1], "--help"], env={"COLUMNS": "200"})
         assert shown.exit_code == 0, line
         assert all(word in shown.stdout for word in words if word.startswith("--")), line
+
+
+RESULTS = DOCS.parent / "benchmarks" / "results"
+SAID = [  # page, words around a number there, the result and row that it is drawn from
+    ("methods/index.md", "{:.2f} of the neighbours at 1/2 of the numbers", "shared_layers_quality", "low rank, 1/2"),
+    ("methods/index.md", "1/2 of the numbers, {:.2f} at 1/4", "low_rank_quality", "low rank (default), 1/4"),
+    ("methods/index.md", "poor ({:.2f} at 1/4)", "shared_factors_quality", "shared factors, 1/4"),
+    ("methods/index.md", "{:.2f} at 1/8 of the bytes", "codes_linears", "codes (codes-default), 8×"),
+    ("methods/index.md", "{:.2f} at 1/15", "codes_linears", "codes (codes-default), 15×"),
+    ("methods/index.md", "{:.2f} at int8", "low_rank_quality", "dense linears, int8"),
+    ("methods/index.md", "{:.2f} at int4", "codes_linears", "int4, groups of 32"),
+    ("methods/index.md", "{:.2f}:", "codes_linears", "word-table average, no encoder"),
+    *[
+        ("methods/shared_layers.md", words, "shared_layers_quality", f"{blocks}, {start}, 10 minutes")
+        for blocks, all_words in {
+            "3 blocks": ("brought ours to {:.2f}", "plain means to {:.2f}", "first layers to {:.2f}"),
+            "1 block": ("in one block {:.2f}", ", {:.2f} and", "and {:.2f} ("),
+        }.items()
+        for words, start in zip(
+            all_words, ("weighted, aligned and rotated", "mean, as they are", "first, as they are"), strict=True
+        )
+    ],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("page", "words", "result", "row"), SAID)
+def test_numbers_in_the_text_are_those_that_were_measured(page, words, result, row):
+    rows = json.loads((RESULTS / f"{result}.json").read_text(encoding="utf-8"))["rows"]
+    near = next(one["neighbour_overlap"] for one in rows if one["name"] == row)
+    text = " ".join((DOCS / page).read_text(encoding="utf-8").split())
+    assert words.format(near) in text, near
 
 
 def test_every_method_has_a_page_with_what_a_page_owes():

@@ -234,22 +234,19 @@ class _Spread:
     ENOUGH = 8
 
     def __init__(self) -> None:
-        self.count = 0
-        self.total: Tensor | float = 0.0
-        self.square = 0.0
+        self.count, self.square = 0, 0.0
+        self.total: Tensor | None = None
 
     def energy(self, rows: Tensor) -> float:
         """Of this batch's rows ``(count, width)``, or of all so far."""
-        self.count += len(rows)
-        self.total = self.total + rows.double().sum(0)
-        self.square += float(rows.double().square().sum())
+        exact = rows.double()
+        self.count, self.square = self.count + len(rows), self.square + float(exact.square().sum())
+        self.total = exact.sum(0) if self.total is None else self.total + exact.sum(0)
         if len(rows) >= self.ENOUGH:
             energy = float((rows - rows.mean(0)).square().sum(-1).mean())
-        else:
-            centre = (
-                float((torch.as_tensor(self.total) / self.count).square().sum()) if self.count >= self.ENOUGH else 0
-            )
-            energy = self.square / self.count - centre
+        else:  # of very few rows the mean is unknown, and counts as 0
+            mean = self.total / self.count if self.count >= self.ENOUGH else torch.zeros(())
+            energy = self.square / self.count - float(mean.square().sum())
         return max(energy, 1e-12)
 
 

@@ -151,9 +151,10 @@ class Streams:
         ]
         uncached = "use_cache" in inspect.signature(model.forward).parameters
         try:
-            for batch in self.batches:
-                with suppress(_Stop), without_cache(model):
-                    model(**batch, **({"use_cache": False} if uncached else {}))
+            with without_cache(model):
+                for batch in self.batches:
+                    with suppress(_Stop):
+                        model(**batch, **({"use_cache": False} if uncached else {}))
         finally:
             for handle in handles:
                 handle.remove()

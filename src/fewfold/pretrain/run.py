@@ -153,19 +153,20 @@ def _tokenizer(config: PretrainConfig, texts: Sequence[str], folder: Path, anew:
     """The tokenizer that is named, the one that was trained before of the same text in the same way, or a new one."""
     from transformers import AutoTokenizer
 
-    digest = hashlib.blake2b(f"{config.vocabulary_kind} {config.vocabulary}".encode(), digest_size=8)
-    for text in texts:
-        digest.update(text.encode() + b"\n")
-    kept = folder / f"tokenizer-{digest.hexdigest()}"
     if config.tokenizer is not None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
         except (OSError, ValueError) as error:
             raise TaskError(f"tokenizer={config.tokenizer!r} cannot be loaded: {error}") from error
-    elif kept.is_dir() and not anew:
-        tokenizer = AutoTokenizer.from_pretrained(kept)
     else:
-        tokenizer = train_tokenizer(texts, config.vocabulary, config.vocabulary_kind)
-        tokenizer.save_pretrained(kept)
+        digest = hashlib.blake2b(f"{config.vocabulary_kind} {config.vocabulary}".encode(), digest_size=8)
+        for text in texts:
+            digest.update(text.encode() + b"\n")
+        kept = folder / f"tokenizer-{digest.hexdigest()}"
+        if kept.is_dir() and not anew:
+            tokenizer = AutoTokenizer.from_pretrained(kept)
+        else:
+            tokenizer = train_tokenizer(texts, config.vocabulary, config.vocabulary_kind)
+            tokenizer.save_pretrained(kept)
     first_and_last(tokenizer)
     return tokenizer

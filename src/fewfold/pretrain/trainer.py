@@ -16,7 +16,7 @@ from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.pretrain.drawn import Drawn
 from fewfold.pretrain.masking import IGNORED
 from fewfold.pretrain.settings import PretrainSettings
-from fewfold.training.arguments import one_device
+from fewfold.training.arguments import trainer_arguments
 from fewfold.training.sharded import exact_state, load_exact
 
 WEIGHTS = "model.safetensors"
@@ -89,7 +89,7 @@ def training_arguments(settings: PretrainSettings, folder: Path) -> TrainingArgu
     micro, rounds = settings.accumulated(int(os.environ.get("WORLD_SIZE", "1")))
     cpu = not torch.accelerator.is_available()
     warn_of_slow_bf16(settings.bf16)
-    args = TrainingArguments(
+    args: TrainingArguments = trainer_arguments(
         output_dir=str(folder),
         max_steps=settings.steps,
         per_device_train_batch_size=micro,
@@ -103,7 +103,6 @@ def training_arguments(settings: PretrainSettings, folder: Path) -> TrainingArgu
         lr_scheduler_type=settings.schedule,
         max_grad_norm=settings.max_gradient_norm,
         bf16=settings.bf16,
-        use_cpu=cpu,
         ddp_backend="gloo" if cpu and "WORLD_SIZE" in os.environ else None,
         seed=settings.seed,
         save_strategy="steps",
@@ -111,10 +110,5 @@ def training_arguments(settings: PretrainSettings, folder: Path) -> TrainingArgu
         save_total_limit=None,  # older ones go when the new one is complete
         logging_strategy="steps",
         logging_steps=settings.log_steps,
-        logging_nan_inf_filter=False,  # else a loss that is no number would count as none at all
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
     )
-    return one_device(args)
+    return args

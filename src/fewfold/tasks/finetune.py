@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from fewfold.errors import TaskError
@@ -19,7 +18,7 @@ from fewfold.progress import track
 from fewfold.stored import unpack
 from fewfold.stored.kept import round_stored
 from fewfold.tasks.batches import Padding, Row, token_total
-from fewfold.training.arguments import one_device
+from fewfold.training.arguments import trainer_arguments
 from fewfold.training.forward import forward_restored
 from fewfold.training.processor import quick_on_processors
 
@@ -144,7 +143,7 @@ def _arguments(folder: str, rows: int, settings: FineTuning, seed: int) -> Any:
     if "train_sampling_strategy" not in TrainingArguments.__dataclass_fields__:
         grouping = {"group_by_length": True}
     warn_of_slow_bf16(settings.bf16)
-    args = TrainingArguments(
+    return trainer_arguments(
         output_dir=folder,
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
@@ -154,18 +153,11 @@ def _arguments(folder: str, rows: int, settings: FineTuning, seed: int) -> Any:
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_gradient_norm,
         bf16=settings.bf16,
-        use_cpu=not torch.accelerator.is_available(),
         seed=seed,
         save_strategy="no",
         logging_strategy="no",
-        logging_nan_inf_filter=False,  # else a loss that is no number would count as none at all
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
         **grouping,
     )
-    return one_device(args)
 
 
 def _progress() -> Any:

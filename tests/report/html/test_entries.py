@@ -34,6 +34,14 @@ def test_entries_of_one_folder_become_one():
     assert (one.bytes, one.macs, one.latency, one.origin) == (4, 7.0, {"1x16": Score(2.0)}, "a.json, b.json")
 
 
+def test_a_model_that_was_judged_twice_keeps_both_results():
+    tuned = Entry("small", "tuned.json", {"sst2, accuracy": Score(0.92)}, folder="m/small")
+    probed = Entry("small", "probed.json", {"sst2, accuracy": Score(0.71)}, folder="m/small")
+    first, second = joined([tuned, probed])
+    assert first == tuned
+    assert (second.name, second.quality) == ("small (probed.json)", probed.quality)
+
+
 def test_repeated_rows_stand_once_and_different_ones_stay():
     dense = Entry("dense", "a.json", {"nn10": Score(1.0)}, bytes=9)
     again = Entry("dense", "b.json", {"nn10": Score(1.0)}, bytes=9)
