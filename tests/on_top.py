@@ -188,4 +188,7 @@ CHECKS: dict[str, Callable[[str, str], str | None]] = {
     "stand-alone": standalone,
     "densify": densify,
 }
+SLOW = [
+    name for name in CHECKS if name.startswith(("ONNX", "torch.compile"))
+]  # ten seconds; export's tests do them too
 ONE_FAMILY = {f"ONNX bytes ≤ {OVERHEAD} × unique", "torchao int8 on top"}  # on a model of their own

@@ -184,6 +184,7 @@ fewfold.save(copied("bert", "dense", "int8"), sys.argv[1])
 """
 
 
+@pytest.mark.full
 def test_a_killed_save_writes_no_half_checkpoint(tmp_path):
     search = [str(Path(fewfold.__file__).parents[1]), str(Path(__file__).parents[1])]
     process = subprocess.Popen(

@@ -14,7 +14,7 @@ from fewfold.distill.run import distil
 
 
 @pytest.mark.parametrize("stored", ["fp32", "int8"])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_a_killed_run_ends_where_an_uninterrupted_one_ends(
     stored, accumulation, teacher, tokenizer, texts, tmp_path, monkeypatch
 ):

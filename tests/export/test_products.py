@@ -83,7 +83,8 @@ def test_int8_for_memory_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["bert_mlm", pytest.param("gpt2_lm", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["bert_mlm", "gpt2_lm"])
 def test_a_model_of_codes(name, tmp_path, monkeypatch):
     monkeypatch.setattr("fewfold.export.onnx.FOLDED", 16)  # these weights are tiny
     config = SubvectorCodes(targets="linears", width=4, words=16, weighting="none", rounds=0)

@@ -115,7 +115,7 @@ def test_costs_are_those_of_the_saved_file(name, fields, stored, dtype, tmp_path
         ("linear", 64, 50, {"stages": 2}),
         ("linear", 5, 1, {}),
         ("embedding", 3000, 50, {}),
-        ("embedding", 3000, 50, {"frequent": 100, "words": 32}),
+        ("embedding", 300, 50, {"frequent": 100, "words": 32}),
         ("embedding", 3000, 48, {"rank": 24}),
         ("embedding", 7, 3, {"words": 4}),
     ],
