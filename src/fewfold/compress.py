@@ -31,6 +31,7 @@ from fewfold.store import free_name
 from fewfold.surgery.replace import replace_modules
 from fewfold.surgery.targets import is_token_table, read_weight
 from fewfold.surgery.units import find_units
+from fewfold.surgery.wrappers import inner_model
 
 METRIC_BYTES = 8e9  # memory for output metrics, beyond which fits see the inputs alone
 
@@ -56,7 +57,8 @@ def compress(
 ) -> Any:
     """Compress a model in place: same class, fewer stored numbers.
 
-    :param model: a transformers model (any nn.Module works, but only transformers models save their structure).
+    :param model: a transformers model, also inside a SentenceTransformer, ``torch.compile`` or ``DataParallel`` (any
+        nn.Module works, but only transformers models save their structure).
     :param recipe: a method config, a list of them, a Recipe, a YAML path or a preset's name.
     :param budget: what it may cost, for example ``Budget(parameters="1/4 of linears")``; one or several.
     :param calibration: texts (with ``tokenizer``), model-input dicts, or a datasets.Dataset.
@@ -78,7 +80,8 @@ def compress(
     :return: ``model``.
     :raises FewfoldError: naming what is wrong; the model is then as it was.
     """
-    recipe = Recipe.of(recipe)
+    recipe, given = Recipe.of(recipe), model
+    model = inner_model(model)
     distillation = prepare(model, recipe.recover if recover is None else recover, recovery, calibration, tokenizer)
     budgets = [*recipe.budget, *as_budgets(budget)]
     units = find_units(model, recipe)
@@ -129,7 +132,7 @@ def compress(
     _record(model, recipe, sizes, choices, statistics, fit, calibration_name)
     if distillation is not None:
         distillation.run(model)
-    return model
+    return given
 
 
 def _settled(

@@ -71,7 +71,16 @@ def evaluate(
         check_files(output, predictions)
         import fewfold
 
-        if task in ("perplexity", "neighbours") and (finetune or predictions is not None):
+        on_text = task in ("perplexity", "neighbours")
+        if not on_text and (text is not None or against is not None):
+            option = "--text" if text is not None else "--against"
+            raise fewfold.TaskError(
+                f"{option} is of --task perplexity and neighbours; {task} has its own data. Leave it out, or judge "
+                "both models on the task, one after the other"
+            )
+        if task == "perplexity" and against is not None:
+            raise fewfold.TaskError("--against is of --task neighbours: leave it out")
+        if on_text and (finetune or predictions is not None):
             option = "--finetune" if finetune else "--predictions"
             raise fewfold.TaskError(f"{option} is of tasks with examples, and {task} is of --text: leave it out")
         if finetune and probe:
@@ -90,7 +99,7 @@ def evaluate(
             tokenizer = tokenizer_of(folder)
         if tokenizer is None:
             raise fewfold.TaskError(f"{folder} holds no tokenizer: save it beside the model")
-        if task in ("perplexity", "neighbours"):
+        if on_text:
             if probe:
                 raise fewfold.TaskError(f"--probe tells classes apart, and {task} has none: leave it out")
             result = _on_text(folder, model, tokenizer, task, text, against, max_length, stride, eval_limit)

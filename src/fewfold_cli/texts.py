@@ -9,7 +9,8 @@ from typing import Any
 NAMED = ("mixed-512", "wiki-512")
 MANUAL = "python-manual"
 HELP = (
-    "Texts like those the model will see: a file with one a line (.txt, also packed as .gz or .xz), "
+    "Texts like those the model will see: a file with one a line (.txt, or .jsonl with texts in columns like 'text' "
+    "or 'sentence1' and 'sentence2'; also packed as .gz or .xz), "
     f"'{MANUAL}' (prose of Python's own manual, on every machine), or {' or '.join(NAMED)} from FEWFOLD_DATA."
 )
 STSB = "stsb-dev"
@@ -27,9 +28,7 @@ def calibration_texts(source: str, option: str = "--calibration") -> tuple[list[
     :return: the texts and the name that records call them by.
     :raises CalibrationError: if there is no such file or name, or nothing in it.
     """
-    from fewfold import CalibrationError
     from fewfold.tasks.data import calibration_texts as named_texts
-    from fewfold.tasks.data import lines
 
     if source in NAMED:
         return named_texts(source), source
@@ -39,15 +38,39 @@ def calibration_texts(source: str, option: str = "--calibration") -> tuple[list[
         sentences = pydoc_sentences()
         return sentences[:: max(1, len(sentences) // 512)][:512], MANUAL
     path = Path(source).expanduser()
+    found = _lines(path, source, option)
+    return (_texts(_objects(found, source, option), source, option) if _is_jsonl(path) else found), path.name
+
+
+def _is_jsonl(path: Path) -> bool:
+    return ".jsonl" in path.suffixes
+
+
+def _lines(path: Path, source: str, option: str) -> list[str]:
+    from fewfold import CalibrationError
+    from fewfold.tasks.data import lines
+
     if not path.is_file():
         raise CalibrationError(f"{option} {source}: no such file; give a text file, {MANUAL}, {' or '.join(NAMED)}")
     try:
-        texts = [line for line in lines(path) if line.strip()]
+        found = [line for line in lines(path) if line.strip()]
     except (UnicodeDecodeError, EOFError) as error:
         raise CalibrationError(f"{option} {source} is no UTF-8 text: {error}") from error
-    if not texts:
+    if not found:
         raise CalibrationError(f"{option} {source} holds no text")
-    return texts, path.name
+    return found
+
+
+def _texts(objects: list[dict[str, Any]], source: str, option: str) -> list[str]:
+    """All texts of rows, the second ones of pairs too."""
+    from fewfold import CalibrationError, DistillError
+    from fewfold.distill.examples import read_examples
+
+    try:
+        examples = read_examples(objects, needs_labels=False)
+    except DistillError as error:
+        raise CalibrationError(f"{option} {source}: {error}") from error
+    return [text for column in (examples.texts, examples.pairs or []) for text in column if text.strip()]
 
 
 def rows(sources: list[str]) -> tuple[list[Any], str]:
@@ -60,13 +83,18 @@ def rows(sources: list[str]) -> tuple[list[Any], str]:
     found: list[Any] = []
     names = []
     for source in sources:
-        read, name = calibration_texts(source, "--data")
-        found += _objects(read, source) if ".jsonl" in Path(source).suffixes else read
-        names.append(name)
+        path = Path(source).expanduser()
+        if _is_jsonl(path):
+            found += _objects(_lines(path, source, "--data"), source, "--data")
+            names.append(path.name)
+        else:
+            read, name = calibration_texts(source, "--data")
+            found += read
+            names.append(name)
     return found, ", ".join(names)
 
 
-def _objects(lines: list[str], source: str) -> list[dict[str, Any]]:
+def _objects(lines: list[str], source: str, option: str) -> list[dict[str, Any]]:
     from fewfold import CalibrationError
 
     found = []
@@ -74,12 +102,14 @@ def _objects(lines: list[str], source: str) -> list[dict[str, Any]]:
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise CalibrationError(f"--data {source}, line {number} is no JSON: {error.msg}") from None
+            raise CalibrationError(f"{option} {source}, line {number} is no JSON: {error.msg}") from None
+        if not isinstance(found[-1], dict):
+            raise CalibrationError(f"{option} {source}, line {number} is no object with columns: {line[:60]}")
     return found
 
 
 def excluded(sources: list[str]) -> list[str]:
-    """Read evaluation sentences: text files, or those of STS-B's dev split."""
+    """Read evaluation sentences: files as of :func:`calibration_texts`, or those of STS-B's dev split."""
     from fewfold.tasks.data import distinct_sentences, stsb
 
     found: list[str] = []

@@ -120,6 +120,9 @@ def test_perplexity_of_a_text(run, encoder, texts, tmp_path):
         (("--task", "perplexity"), "--text FILE"),
         (("--task", "perplexity", "--text", "none.txt"), "none.txt"),
         (("--task", "neighbours", "--text", __file__), "--against DIR"),
+        (("--task", "sst2", "--probe", "--against", "other"), "--against is of --task"),
+        (("--task", "stsb", "--text", __file__), "--text is of --task"),
+        (("--task", "perplexity", "--text", __file__, "--against", "other"), "--against is of --task neighbours"),
     ],
 )
 def test_errors_are_one_message(arguments, message, run, small, root):

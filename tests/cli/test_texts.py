@@ -1,9 +1,10 @@
+import json
 import lzma
 
 import pytest
 
 from fewfold.errors import CalibrationError
-from fewfold_cli.texts import MANUAL, calibration_texts
+from fewfold_cli.texts import MANUAL, calibration_texts, excluded, rows
 
 
 def test_files_of_lines(tmp_path):
@@ -24,3 +25,33 @@ def test_unusable_files(tmp_path, content):
     file.write_bytes(content)
     with pytest.raises(CalibrationError, match=r"texts\.txt"):
         calibration_texts(str(file))
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ('{"text": "one", "label": 1}\n{"text": "two"}\n', ["one", "two"]),
+        ('{"sentence1": "a", "sentence2": "b"}\n{"sentence1": "c", "sentence2": "d"}\n', ["a", "c", "b", "d"]),
+    ],
+)
+def test_rows_give_their_texts(tmp_path, lines, expected):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(lines)
+    assert calibration_texts(str(file)) == (expected, "rows.jsonl")
+    assert excluded([str(file)]) == expected
+    assert rows([str(file)])[0] == [json.loads(line) for line in lines.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('{"body": "one"}\n', "--exclude .*rows.jsonl: data has the columns body"),
+        ('{"text": "one"}\n["two"]\n', "line 2 is no object"),
+        ('{"text": "one"}\nplain\n', "line 2 is no JSON"),
+    ],
+)
+def test_rows_without_texts_are_refused(tmp_path, lines, message):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(lines)
+    with pytest.raises(CalibrationError, match=message):
+        excluded([str(file)])

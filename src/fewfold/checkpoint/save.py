@@ -16,6 +16,8 @@ from fewfold.checkpoint.config import structure_of
 from fewfold.checkpoint.folders import atomic_folder, copy_side_files
 from fewfold.errors import CheckpointError
 from fewfold.stored import pack
+from fewfold.surgery.replace import Replaced
+from fewfold.surgery.wrappers import inner_model
 
 _OF_THE_HUB = ("subfolder", "revision", "token", "cache_dir", "trust_remote_code", "local_files_only")
 
@@ -37,9 +39,11 @@ def save(
     :param source: the folder the model came from: its tokenizer and sentence-transformers files are kept.
     :param numbers: measured figures for the model card.
     :return: the folder.
-    :raises CheckpointError: if the folder cannot be written, or holds something else.
+    :raises CheckpointError: if the folder cannot be written, or holds something else, or if only a part of the model
+        was compressed, by itself.
     """
     folder = Path(folder)
+    _check_recorded(model)
     with atomic_folder(folder) as partial:
         if source is not None:
             copy_side_files(Path(source), partial)
@@ -51,6 +55,20 @@ def save(
         else:
             restore_card(partial)
     return folder
+
+
+def _check_recorded(model: nn.Module) -> None:
+    """Refuse a model of which a part was compressed by itself: only that part's config knows how it is assembled."""
+    inner = inner_model(model)
+    structure = structure_of(inner)
+    known = {record.module for record in (*structure.targets, *structure.ties)} if structure is not None else set()
+    for name, module in inner.named_modules():
+        if isinstance(module, Replaced) and not any(name == part or name.startswith(f"{part}.") for part in known):
+            raise CheckpointError(
+                f"{name} was compressed as a part, and {type(inner).__name__} does not know how it is assembled, so "
+                f"that its checkpoint could not be loaded again: compress the whole model, and name what shall change "
+                f"by targets, such as targets='{name.split('.')[0]}.*'"
+            )
 
 
 def load(folder: str | os.PathLike[str], *, packed: bool = False, **kwargs: Any) -> Any:
