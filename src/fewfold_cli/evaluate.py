@@ -11,6 +11,7 @@ from fewfold_cli.console import AsJson, Verbose, count, megabytes, out, print_js
 from fewfold_cli.files import check_files, existing_model, tokenizer_of
 
 TASKS = "cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, squad, multi30k-en-de, multi30k-de-en, flickr8k-captions"
+ON_TEXT = ("perplexity", "neighbours")
 EXAMPLE = (
     "Example: fewfold evaluate ./small --task sst2 --finetune --seeds 3 --limit 10000 --out sst2.json, "
     "or as it is: fewfold evaluate ./small --task stsb, "
@@ -71,22 +72,11 @@ def evaluate(
         check_files(output, predictions)
         import fewfold
 
-        on_text = task in ("perplexity", "neighbours")
-        if not on_text and (text is not None or against is not None):
-            option = "--text" if text is not None else "--against"
-            raise fewfold.TaskError(
-                f"{option} is of --task perplexity and neighbours; {task} has its own data. Leave it out, or judge "
-                "both models on the task, one after the other"
-            )
-        if task == "perplexity" and against is not None:
-            raise fewfold.TaskError("--against is of --task neighbours: leave it out")
-        if on_text and (finetune or predictions is not None):
-            option = "--finetune" if finetune else "--predictions"
-            raise fewfold.TaskError(f"{option} is of tasks with examples, and {task} is of --text: leave it out")
-        if finetune and probe:
-            raise fewfold.TaskError("--finetune trains the model and --probe leaves it as it is: give one of them")
-        if not finetune and ((limit is not None and not probe) or seeds > 1):
-            raise fewfold.TaskError("--limit and --seeds are of training: add --finetune, or leave them out")
+        given = {
+            "--text": text is not None, "--against": against is not None, "--finetune": finetune, "--probe": probe,
+            "--predictions": predictions is not None, "--limit": limit is not None, "--seeds": seeds > 1,
+        }  # fmt: skip
+        _check_options(task, {option for option, said in given.items() if said})
         import torch
 
         from fewfold.progress import step
@@ -99,9 +89,7 @@ def evaluate(
             tokenizer = tokenizer_of(folder)
         if tokenizer is None:
             raise fewfold.TaskError(f"{folder} holds no tokenizer: save it beside the model")
-        if on_text:
-            if probe:
-                raise fewfold.TaskError(f"--probe tells classes apart, and {task} has none: leave it out")
+        if task in ON_TEXT:
             result = _on_text(folder, model, tokenizer, task, text, against, max_length, stride, eval_limit)
         else:
             from fewfold import tasks
@@ -126,6 +114,27 @@ def evaluate(
             print_json(result)
         else:
             _show(result, [file for file in (output, predictions) if file is not None])
+
+
+def _check_options(task: str, given: set[str]) -> None:
+    """Refuse options that the task would ignore, before anything is loaded."""
+    from fewfold import TaskError
+
+    if task in ON_TEXT:
+        for option in sorted(given & {"--finetune", "--predictions", "--probe"}):
+            raise TaskError(f"{option} is of tasks with examples, and {task} is of --text: leave it out")
+    else:
+        for option in sorted(given & {"--text", "--against"}):
+            raise TaskError(
+                f"{option} is of --task perplexity and neighbours; {task} has its own data. Leave it out, or judge "
+                "both models on the task, one after the other"
+            )
+    if task == "perplexity" and "--against" in given:
+        raise TaskError("--against is of --task neighbours: leave it out")
+    if {"--finetune", "--probe"} <= given:
+        raise TaskError("--finetune trains the model and --probe leaves it as it is: give one of them")
+    if "--finetune" not in given and ("--seeds" in given or given & {"--limit", "--probe"} == {"--limit"}):
+        raise TaskError("--limit and --seeds are of training: add --finetune, or leave them out")
 
 
 def _on_text(

@@ -60,7 +60,7 @@ def test_probe(run, small, root, tmp_path):
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 24
     for wrong in (("--finetune",), ("--seeds", 2)):
         assert run("evaluate", small.folder, "--task", "sst2", "--probe", *wrong).code != 0
-    assert "has none" in run("evaluate", small.folder, "--task", "perplexity", "--probe").err
+    assert "is of tasks with examples" in run("evaluate", small.folder, "--task", "perplexity", "--probe").err
 
 
 def test_as_it_is(run, small, root):
