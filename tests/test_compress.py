@@ -4,13 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cases import METHODS, small_config
 from tiny_models import inputs, make
 
 import fewfold
 from fewfold import Budget, BudgetError, Dense, LowRank, Recipe, RecipeError, SubvectorCodes, TargetError, compress
 from fewfold.calibration.statistics import Statistics
 from fewfold.measure.parameters import stored_bytes, unique_parameters
-from fewfold.surgery.targets import find_targets
+from fewfold.models import SlimLMConfig, SlimLMForCausalLM
+from fewfold.surgery.targets import find_targets, read_bias
 
 LINEARS = 2 * (4 * 16 * 16 + 2 * 16 * 24)
 
@@ -265,3 +267,31 @@ def test_packing_changes_no_count(bert):
         before.dense_parameters,
     )
     assert after.bytes == before.bytes
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["bert_mlm", "gpt2_lm"])
+def test_fresh_weights_keep_the_biases_of_the_model(name, method):
+    dense = make(name)
+    fresh = compress(copy.deepcopy(dense), small_config(name, method, "fp32"), fit=False)
+    replaced = [t for t in find_targets(dense) if t.kind == "linear" and read_bias(dense, t) is not None]
+    assert len(replaced) > 5
+    for target in replaced:
+        module = fresh.get_submodule(target.module)
+        parts = [part.bias for part in module.parts.values()] if hasattr(module, "parts") else [module.bias]
+        if parts[0] is not None:  # else the block's own, shared
+            assert torch.equal(torch.cat(parts), read_bias(dense, target)), target.name
+
+
+def test_fresh_recurrent_layers_keep_their_open_gates():
+    config = fewfold.EmbeddingSharing()
+    lm = SlimLMForCausalLM(SlimLMConfig(vocab_size=200, hidden_size=16, num_layers=2, tie_word_embeddings=True))
+    compress(lm, config, fit=False)
+    assert float(lm.model.layers[1].input_map.bias[16:32].min()) == 1
+    body = torch.nn.ModuleDict({"table": torch.nn.Embedding(200, 16), "lstm": torch.nn.LSTM(16, 16)})
+    before = body["lstm"].bias_hh_l0.detach().clone()
+    compress(body, config, fit=False)
+    assert torch.equal(body["lstm"].bias_hh_l0, before)
+    zeros = torch.nn.ModuleDict({"table": torch.nn.Embedding(200, 16), "lstm": torch.nn.LSTM(16, 16)})
+    compress(zeros, fewfold.EmbeddingSharing(bias_init="zeros"), fit=False)
+    assert float(zeros["lstm"].bias_hh_l0.abs().max()) == 0

@@ -46,10 +46,16 @@ class Fitter:
     seed: int = 0
 
     def fresh(self, choices: Sequence[Choice]) -> list[Replacement]:
-        """Modules with fresh weights, for training from scratch."""
+        """Modules with fresh weights, for training from scratch; biases begin as the model has them."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            pairs = [pair for choice in track(choices, "building") for pair in self._empty(choice)]
+            pairs = []
+            for choice in track(choices, "building"):
+                made = self._empty(choice)
+                if method_named(choice.unit.method).keeps_biases(choice.unit):
+                    for target, module in made:
+                        keep_biases(self.model, target, module)
+                pairs += made
         modules = [module for _, module in pairs]
         for owner in (*modules, *stores_behind(modules)):
             round_leaves(owner)
@@ -165,6 +171,18 @@ class Fitter:
         if store is not None:
             store.requires_grad_(trained).to(like.dtype)
         return pairs
+
+
+@torch.no_grad()
+def keep_biases(model: nn.Module, target: Target, module: nn.Module) -> None:
+    """Give a fresh module its own biases as the dense one has them: open forget gates, classes' frequencies."""
+    dense = model.get_submodule(target.module)
+    of_operators = [name for name, _ in module.named_parameters(recurse=False) if name.startswith("bias_")]
+    for name in ("bias", *of_operators):
+        fresh = getattr(module, name, None)
+        bias = read_bias(model, target) if target.kind == "linear" else getattr(dense, name, None)
+        if isinstance(fresh, Tensor) and isinstance(bias, Tensor) and fresh.shape == bias.shape and not fresh.is_meta:
+            fresh.copy_(bias)
 
 
 @torch.no_grad()

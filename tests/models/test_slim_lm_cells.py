@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from fewfold.models import SlimLMConfig, SlimLMForCausalLM
 from fewfold.models.slim_lm.cells import CELLS
 
 
@@ -98,6 +99,31 @@ def test_weight_dropout_drops_recurrent_weights_once_for_all_steps(cell):
     torch.testing.assert_close(stepwise, dropped)
     layer.eval()
     torch.testing.assert_close(layer(inputs)[0], layer_of(cell, None)(inputs)[0])
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gated_conv"])
+def test_models_start_as_their_layers_do(cell):
+    torch.manual_seed(0)
+    model = SlimLMForCausalLM(SlimLMConfig(vocab_size=40, hidden_size=64, num_layers=2, cell=cell))
+    for layer in model.model.layers:
+        if cell == "gated_conv":
+            assert float(layer.conv.weight.std()) == pytest.approx((64 * layer.kernel_size) ** -0.5, rel=0.05)
+            continue
+        for linear in (layer.input_map, layer.hidden_map):
+            assert float(linear.weight.abs().max()) == pytest.approx(64**-0.5, rel=0.01)
+        opened = layer.input_map.bias.unflatten(0, (-1, 64)).mean(1)
+        assert opened.tolist() == ([0, 1, 0, 0] if cell == "lstm" else [0, 0, 0])
+
+
+def test_missing_maps_of_a_checkpoint_are_drawn_as_fresh_ones(tmp_path):
+    model = SlimLMForCausalLM(SlimLMConfig(vocab_size=40, hidden_size=64, num_layers=2))
+    kept = {key: value for key, value in model.state_dict().items() if "layers.1.input_map" not in key}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    loaded = SlimLMForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded.model.layers[1].hidden_map.weight, model.model.layers[1].hidden_map.weight)
+    drawn = loaded.model.layers[1].input_map
+    assert float(drawn.weight.abs().max()) == pytest.approx(64**-0.5, rel=0.01)
+    assert drawn.bias.unflatten(0, (4, 64)).mean(1).tolist() == [0, 1, 0, 0]
 
 
 def test_forget_gates_start_open():

@@ -164,6 +164,10 @@ class Method(ABC):
         :raises RecipeError: naming a target and the mend.
         """
 
+    def keeps_biases(self, unit: Unit) -> bool:
+        """Whether biases of fresh modules begin as the model has them."""
+        return True
+
     def calibrates(self, unit: Unit) -> Literal["nothing", "inputs", "inputs and gradients"]:
         """What this unit's fit wants to know of real inputs."""
         return "nothing"

@@ -50,9 +50,10 @@ class EmbeddingSharing(MethodConfig):
         None, gt=0, description="standard deviation of fresh tables and maps (None: carved weights begin with variance "
         "1 over the model's width; published: 0.02)",
     )  # fmt: skip
-    bias_init: Literal["zeros", "normal"] = Field(
-        "zeros", description="of carved weights' biases: 0, or normal with variance 1 as the reference's are"
-    )
+    bias_init: Literal["model", "zeros", "normal"] = Field(
+        "model", description="of carved weights' biases: as the model has them, 0, or normal with variance 1 as the "
+        "reference's are",
+    )  # fmt: skip
     from_scratch: bool = Field(False, description="replace weights that came from from_pretrained, and lose them")
 
     @model_validator(mode="after")

@@ -147,6 +147,10 @@ class EmbeddingSharingMethod(Method):
             return CarvedLinear(target.columns, target.rows, target.bias, owner, settings["slot"])
         return CarvedOperator(target.rows, settings["kind"], settings["arguments"], settings["slots"], owner)
 
+    def keeps_biases(self, unit: Unit) -> bool:
+        """Unless the config draws them."""
+        return _config(unit).bias_init == "model"
+
     def modules(self, unit: Unit, settings: Mapping[str, Any], store_name: str = "store") -> dict[str, Assembled]:
         """As every method's, begun as the config says."""
         modules, config = super().modules(unit, settings, store_name), _config(unit)

@@ -51,8 +51,12 @@ class SlimLMPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Slim tables have drawn their own; dense ones start as those do, and output biases at 0."""
         std = self.config.initializer_range
-        if isinstance(module, RecurrentLayer | GatedConvLayer):
-            module.reset_parameters()
+        # transformers asks for layers by their maps alone: modules without numbers of their own do not come here
+        layers = (layer for layer in self.modules() if isinstance(layer, RecurrentLayer | GatedConvLayer))
+        layer = next((layer for layer in layers if any(child is module for child in layer.children())), None)
+        if layer is not None:
+            if type(module) in (nn.Linear, nn.Conv1d):
+                layer.draw(module)  # type: ignore[arg-type]
         elif isinstance(getattr(module, "word_counts", None), Tensor):
             nn.init.zeros_(module.word_counts)  # type: ignore[arg-type]
         elif type(module) is nn.Embedding:

@@ -20,8 +20,8 @@ REBUILT_FROM = 64  # tokens of a call from which assembled matrices are rebuilt 
 class RecurrentLayer(nn.Module):
     """One layer: ``input_map`` ``(gates · hidden, in)``, ``hidden_map`` ``(gates · hidden, out)``, ``projection``.
 
-    Gates stand in torch's order: input, forget, cell, output (LSTM, ``cells.forget_bias`` 1 at the start), or
-    reset, update, new (GRU). Plain and rebuilt matrices run in torch's fused kernels; a matrix that must be called
+    Gates stand in torch's order: input, forget, cell, output (LSTM, forget gates open at the start), or reset,
+    update, new (GRU). Plain and rebuilt matrices run in torch's fused kernels; a matrix that must be called
     (adapters, hooks, factors) runs step by step, with equal results.
     """
 
@@ -46,13 +46,17 @@ class RecurrentLayer(nn.Module):
         return False
 
     def reset_parameters(self) -> None:
-        """Uniform numbers within ±1/√hidden, as torch's own recurrent layers; biases 0."""
-        bound = 1.0 / math.sqrt(self.hidden_size)
+        """Draw all that is not replaced anew."""
         for linear in (self.input_map, self.hidden_map, self.projection):
             if isinstance(linear, nn.Linear):
-                nn.init.uniform_(linear.weight, -bound, bound)
-                if linear.bias is not None:
-                    nn.init.zeros_(linear.bias)
+                self.draw(linear)
+
+    def draw(self, linear: nn.Linear) -> None:
+        """Fresh numbers for a map: uniform within ±1/√hidden, as of torch's own recurrent layers; biases 0."""
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        nn.init.uniform_(linear.weight, -bound, bound)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
 
     def fresh_state(self, batch: int, like: Tensor) -> LayerState:
         """Zeros."""
@@ -132,15 +136,13 @@ class LSTMLayer(RecurrentLayer):
 
     gates = 4
 
-    def reset_parameters(self) -> None:
+    def draw(self, linear: nn.Linear) -> None:
         """As the base; forget gates start open (bias 1)."""
-        super().reset_parameters()
-        bias: Any = getattr(self.input_map, "bias", None)
-        if isinstance(self.input_map, nn.Linear) and not bias.is_meta:
-            nn.init.constant_(bias, 0.0)
+        super().draw(linear)
+        bias = linear.bias
+        if linear is self.input_map and not bias.is_meta and not getattr(bias, "_is_hf_initialized", False):
             with torch.no_grad():
-                if not getattr(bias, "_is_hf_initialized", False):
-                    bias[self.hidden_size : 2 * self.hidden_size] = 1.0
+                bias[self.hidden_size : 2 * self.hidden_size] = 1.0
 
     def fresh_state(self, batch: int, like: Tensor) -> LayerState:
         """``h`` ``(batch, out)`` and ``c`` ``(batch, hidden)``, zeros."""

@@ -25,11 +25,15 @@ class GatedConvLayer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal numbers of variance 1 / inputs of an output, biases 0."""
+        """Draw the convolution anew, unless it is replaced."""
         if isinstance(self.conv, nn.Conv1d):
-            nn.init.normal_(self.conv.weight, std=1 / math.sqrt(self.input_size * self.kernel_size))
-            if self.conv.bias is not None:
-                nn.init.zeros_(self.conv.bias)
+            self.draw(self.conv)
+
+    def draw(self, conv: nn.Conv1d) -> None:
+        """Normal numbers of variance 1 / inputs of an output, biases 0."""
+        nn.init.normal_(conv.weight, std=1 / math.sqrt(self.input_size * self.kernel_size))
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
 
     def fresh_state(self, batch: int, like: Tensor) -> LayerState:
         """Zeros, ``(batch, kernel size - 1, in)``."""
