@@ -41,6 +41,26 @@ def test_the_file_is_as_large_as_the_stored_tensors(stored, tmp_path):
     assert (report.integers > 0) == stored.startswith("int")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=FULL)])
+def test_models_in_two_bytes_stay_so_in_the_file(dtype, tmp_path):
+    model = fewfold.compress(medium().to(dtype), LowRank(rank=32, weighting="none"))
+    report = export_onnx(model, tmp_path / "model.onnx")
+    assert report.difference < 1e-4 * report.largest  # both compute in fp32
+    assert report.overhead < 1.08
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+def test_what_cannot_be_run_is_not_left_behind(tmp_path, monkeypatch):
+    def broken(model, file):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr("fewfold.export.onnx.compare_onnx", broken)
+    monkeypatch.setattr("fewfold.export.onnx.LIMIT", 1000)  # weights beside the graph
+    with pytest.raises(RuntimeError, match="no kernel"):
+        export_onnx(copied("bert_mlm", "low_rank", "fp32"), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("words", [*(pytest.param(words, marks=FULL) for words in (256, 512)), 4096])
 def test_codes_stay_codes(words, tmp_path):
     config = SubvectorCodes(targets="all", width=4, words=words, codebooks="matrix", weighting="none")

@@ -79,9 +79,14 @@ def _sink(graph: Graph, cast: Any) -> None:
 def _shortest(values: Any) -> Any:
     """The smallest dtype that holds all values, or None where that is their own."""
     if values.dtype == np.float32:
-        with np.errstate(over="ignore"):
-            short = values.astype(np.float16)
-        return np.dtype(np.float16) if np.array_equal(short.astype(np.float32), values) else None
+        from ml_dtypes import bfloat16  # onnx brings it
+
+        for kind in (np.float16, bfloat16):
+            with np.errstate(over="ignore"):
+                short = values.astype(kind)
+            if np.array_equal(short.astype(np.float32), values):
+                return np.dtype(kind)
+        return None
     if values.dtype in (np.int64, np.int32, np.int16) and values.size:
         low, high = int(values.min()), int(values.max())
         for kind in _INTEGERS:

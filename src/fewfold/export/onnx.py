@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -77,7 +78,8 @@ def export_onnx(
     """Write a model, compressed or dense, as ONNX and compare it with torch at several batches and lengths.
 
     Shared tensors stand in the file once, integer-stored weights as integers, codes as codes with their codebooks.
-    The weights are inside of the one file; above 2 GB they stand in ``FILE.data``.
+    The weights are inside of the one file; above 2 GB they stand in ``FILE.data``. A model in bf16 or fp16 keeps its
+    numbers in two bytes there, and computes in fp32.
 
     :param tolerance: refuse above this difference, as a share of the largest output (1e-3; with ``int8``, 0.5).
     :param int8: round activations at run time and multiply int8: dense matrices by onnxruntime's dynamic quantization,
@@ -98,9 +100,10 @@ def export_onnx(
         require(package, "onnx")
     if int8 and optimize_for == "memory":
         raise ModelError("int8 graphs are made for speed: leave out int8 or optimize_for='memory'")
-    file = Path(file)
+    file, unique = Path(file), stored_bytes(model)
     file.parent.mkdir(parents=True, exist_ok=True)
     share = (INT8_TOLERANCE if int8 else TOLERANCE) if tolerance is None else tolerance
+    model = _in_fp32(model)
     with _traceable(model):
         with step("tracing"):
             name, proto = trace(model, with_past)
@@ -112,20 +115,42 @@ def export_onnx(
             if not int8:
                 _shorten(graph, optimize_for)
             external = _write(graph.finish(), file)
-        if int8:
-            with step("quantizing"):
-                _quantize(file, external)
-        with step("comparing"):
-            difference, largest = compare_onnx(model, file)
-    size = sum(path.stat().st_size for path in (file, Path(f"{file}.data")) if path.exists())
-    report = OnnxReport(file, size, stored_bytes(model), difference, largest, name, integers, external)
+        try:
+            if int8:
+                with step("quantizing"):
+                    _quantize(file, external)
+            with step("comparing"):
+                difference, largest = compare_onnx(model, file)
+        except BaseException:
+            _remove(file)
+            raise
+    size = sum(path.stat().st_size for path in _files(file))
+    report = OnnxReport(file, size, unique, difference, largest, name, integers, external)
     if not difference <= share * max(largest, 1e-6):
-        file.unlink()
+        _remove(file)
         raise ModelError(
             f"{type(model).__name__}: ONNX Runtime's outputs differ from torch's by {difference:.3g} where the largest "
             f"is {largest:.3g}; allowed is {share:g} of it. Nothing was written; allow more with tolerance="
         )
     return report
+
+
+def _in_fp32(model: nn.Module) -> nn.Module:
+    """A copy in fp32 of a model in fewer bits, as ONNX Runtime's processors compute; any other model itself."""
+    tensors = (*model.parameters(), *model.buffers())
+    if not any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in tensors):
+        return model
+    return copy.deepcopy(model).float()
+
+
+def _files(file: Path) -> list[Path]:
+    """A graph and its external data, as far as they are there."""
+    return [path for path in (file, Path(f"{file}.data")) if path.exists()]
+
+
+def _remove(file: Path) -> None:
+    for path in _files(file):
+        path.unlink()
 
 
 def _shorten(graph: Graph, optimize_for: OptimizeFor) -> None:
