@@ -4,7 +4,7 @@ A ShareBERT of four layers of 256 (table 8,000 × 64) learns masked words on nov
 32 windows of 64 tokens, two seeds; it is judged on other novels. Ratios of perplexity are paired: both models foretell
 the same hidden words, and the bootstrap draws windows for both together.
 
-    python benchmarks/embedding_sharing_tasks.py --choices [--list] [--scale 1]
+    python benchmarks/embedding_sharing_tasks.py --choices [--only 'default*' '*seed 1'] [--list] [--scale 1]
 
 About 7 minutes a training on two cores, 16 trainings. One is written as soon as it is done; one that was killed goes on
 from its last checkpoint. Below `--scale 0.1` the data is cut too: a try of the program, give `--results`.
@@ -12,8 +12,9 @@ from its last checkpoint. Below `--scale 0.1` the data is cut too: a try of the 
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from typing import Any
 
 import common
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from common import publish_checks
 from embedding_sharing_masked import LENGTH, TRAINING, masked_units, text_files
-from embedding_sharing_parts import Measure, Wish, loaded, perplexity
+from embedding_sharing_parts import Measure, Wish, add_row, loaded, perplexity, read_rows
 
 from fewfold.measure.parameters import unique_parameters
 from fewfold.pretrain.config import PretrainConfig
@@ -51,25 +52,31 @@ def wish_of(place: int, seed: int, scale: float) -> Wish:
     return Wish("choices", str(place), seed, scale)
 
 
-def measure(scale: float, threads: int, only_list: bool = False) -> None:
-    """Train what is missing, then draw the table."""
+def measure(scale: float, threads: int, only_list: bool = False, only: Sequence[str] = ("*",)) -> None:
+    """Train what is missing, then draw the table.
+
+    :param only: patterns for names such as "default, seed 0".
+    :raises SystemExit: for a pattern that names none.
+    """
     torch.set_num_threads(threads)
     file = common.RESULTS / "embedding_sharing_choices.rows.json"
-    kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    for seed in SEEDS:
-        for place, (name, changes) in enumerate(CHOICES.items()):
-            wish = wish_of(place, seed, scale)
-            key = f"{name} | {scale:g} | {seed}"
-            if only_list:
-                print(f"{name}, seed {seed}: " + ("measured" if key in kept else f"about {7 * scale:.0f} min"))
-            elif key not in kept:
-                kept[key] = train(wish, changes)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps(kept), encoding="utf-8")
-                shutil.rmtree(wish.folder, ignore_errors=True)
-                print(f"{key}: {RATIO.interval(kept[key]['units'])[0]:.2f}", flush=True)
+    wanted = {f"{name}, seed {seed}": (place, name, seed) for seed in SEEDS for place, name in enumerate(CHOICES)}
+    for pattern in only:
+        if not any(fnmatch(title, pattern) for title in wanted):
+            raise SystemExit(f"--only {pattern}: no such training; there are {'; '.join(wanted)}")
+    for title, (place, name, seed) in wanted.items():
+        if not any(fnmatch(title, pattern) for pattern in only):
+            continue
+        wish, key, measured = wish_of(place, seed, scale), f"{name} | {scale:g} | {seed}", read_rows(file)
+        if only_list:
+            print(f"{title}: " + ("measured" if key in measured else f"about {7 * scale:.0f} min"))
+        elif key not in measured:
+            cell = train(wish, CHOICES[name])
+            add_row(file, key, cell)
+            shutil.rmtree(wish.folder, ignore_errors=True)
+            print(f"{key}: {RATIO.interval(cell['units'])[0]:.2f}", flush=True)
     if not only_list:
-        draw(kept, scale)
+        draw(read_rows(file), scale)
 
 
 def train(wish: Wish, changes: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +102,7 @@ def draw(kept: dict[str, Any], scale: float) -> None:
         "|---" * 7 + "|",
     ]
     for name in CHOICES:
-        seeds = [seed for seed in SEEDS if f"{name} | {scale:g} | {seed}" in kept]
+        seeds = [s for s in SEEDS if {f"{name} | {scale:g} | {s}", f"default | {scale:g} | {s}"} <= set(kept)]
         units = [np.asarray(kept[f"{name} | {scale:g} | {seed}"]["units"]) for seed in seeds]
         others = [np.asarray(kept[f"default | {scale:g} | {seed}"]["units"]) for seed in seeds]
         if not units:

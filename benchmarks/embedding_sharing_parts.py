@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,6 +89,32 @@ def sizes_of(model: Any) -> Cell:
     parameters = [parameter for parameter in model.parameters() if parameter.numel()]
     hidden = sum(parameter.numel() for parameter in parameters if parameter.shape[:1].numel() not in rows)
     return {"parameters": sum(parameter.numel() for parameter in parameters), "hidden": hidden}
+
+
+def read_rows(file: Path) -> dict[str, Cell]:
+    """What is measured."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def add_row(file: Path, key: str, cell: Cell) -> dict[str, Cell]:
+    """Add to the file of what is measured, which other starts of the program may have added to; all that is in it."""
+    kept = {**read_rows(file), key: cell}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(_shortened(kept), separators=(",", ":")), encoding="utf-8")
+    os.replace(partial, file)
+    return kept
+
+
+def _shortened(content: Any) -> Any:
+    """Numbers in seven digits at most, whole ones as such: a few cells hold thousands of examples."""
+    if isinstance(content, dict):
+        return {name: _shortened(part) for name, part in content.items()}
+    if isinstance(content, list):
+        return [_shortened(part) for part in content]
+    if isinstance(content, float) and math.isfinite(content):
+        return int(content) if content.is_integer() else float(f"{content:.7g}")
+    return content
 
 
 def loaded(folder: Path) -> tuple[Any, Any]:

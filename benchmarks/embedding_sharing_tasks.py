@@ -16,9 +16,6 @@ and results go to `--results` (a try of the program).
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -31,7 +28,7 @@ import torch
 from common import BF16, check, publish_checks
 from embedding_sharing_cells import TASKS
 from embedding_sharing_masked import MEASURES, bags_of_words
-from embedding_sharing_parts import LABELS, TRY, Cell, Wish
+from embedding_sharing_parts import LABELS, TRY, Cell, Wish, add_row, read_rows
 
 from fewfold.measure.environment import environment
 
@@ -88,7 +85,9 @@ def verdict(kept: tuple[float, float, float], dense_counts: bool) -> str:
 def main() -> None:
     """Measure what is missing, then draw the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", nargs="+", metavar="TASK/KIND", help="cells by name, also with * and ?")
+    parser.add_argument(
+        "--only", nargs="+", metavar="TASK/KIND", help="cells (of --choices, trainings) by name, also with * and ?"
+    )
     parser.add_argument("--list", action="store_true", help="show all cells and which are measured, and stop")
     parser.add_argument("--choices", action="store_true", help="measure what the publication leaves open instead")
     parser.add_argument("--seed", type=int, default=0)
@@ -104,9 +103,9 @@ def main() -> None:
     if wanted.choices:
         from embedding_sharing_choices import measure
 
-        return measure(wanted.scale, wanted.threads, wanted.list)
+        return measure(wanted.scale, wanted.threads, wanted.list, wanted.only or ["*"])
     known = cells(wanted.seed, wanted.scale)
-    kept = read_kept()
+    kept = read_rows(common.RESULTS / ROWS)
     if wanted.list:
         for wish in known:
             state = "measured" if wish.key in kept else f"about {minutes(wish):.0f} min on two quiet cores"
@@ -118,51 +117,25 @@ def main() -> None:
     draw(kept, wanted.scale, wanted.seed)
 
 
-def read_kept() -> dict[str, Cell]:
-    """What is measured."""
-    file = common.RESULTS / ROWS
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-
 def measure_cell(wish: Wish, kept: dict[str, Cell], threads: int) -> None:
     """Measure a cell, and its task's floor; each is written at once."""
-    task = TASKS[wish.task]
+    task, file = TASKS[wish.task], common.RESULTS / ROWS
     floor = f"{wish.task} | floor | {wish.scale:g}"
     if task.floor is not None and floor not in kept:
-        write(floor, {"floor": task.floor[1](wish.scale)}, kept)
+        kept.update(add_row(file, floor, {"floor": task.floor[1](wish.scale)}))
         if wish.task == "masked":
-            write("masked | bags of words | " + f"{wish.scale:g}", {"more": bags_of_words(wish.scale)}, kept)
+            words = {"more": bags_of_words(wish.scale)}
+            kept.update(add_row(file, f"masked | bags of words | {wish.scale:g}", words))
     goes_on, start = wish.folder.exists(), time.perf_counter()
     print(f"{wish.name}: " + ("goes on" if goes_on else "begins") + f", about {minutes(wish):.0f} min", flush=True)
     cell = task.run(wish)
     spent = (time.perf_counter() - start) / 60
     facts = {"minutes": spent, "went_on": goes_on, "threads": threads, "bf16": BF16, "environment": environment()}
-    write(wish.key, {**cell, **facts}, kept)
+    kept.update(add_row(file, wish.key, {**cell, **facts}))
     if not (wish.task == "masked" and wish.kind in KEPT):
         shutil.rmtree(wish.folder, ignore_errors=True)
     value = task.measure.interval(cell["units"])[0]
     print(f"{wish.name}: {task.measure.name} {value:.4f}, {spent:.1f} min", flush=True)
-
-
-def write(key: str, cell: Cell, kept: dict[str, Cell]) -> None:
-    """Add to the file of what is measured, which other starts of the program may have added to."""
-    kept.update({**read_kept(), key: cell})
-    file = common.RESULTS / ROWS
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(shortened(kept), separators=(",", ":")), encoding="utf-8")
-    os.replace(partial, file)
-
-
-def shortened(content: Any) -> Any:
-    """Numbers in seven digits at most, whole ones as such: a few cells hold thousands of examples."""
-    if isinstance(content, dict):
-        return {name: shortened(part) for name, part in content.items()}
-    if isinstance(content, list):
-        return [shortened(part) for part in content]
-    if isinstance(content, float) and math.isfinite(content):
-        return int(content) if content.is_integer() else float(f"{content:.7g}")
-    return content
 
 
 def draw(kept: dict[str, Cell], scale: float, seed: int) -> None:
