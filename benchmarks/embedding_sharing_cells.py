@@ -43,7 +43,7 @@ def word_texts(scale: float) -> Corpus:
 
 
 def word_model(wish: Wish, cell: str, layers: int) -> Cell:
-    """A language model of some layers of 256. (Over sampled words Adam drives rare rows too far at this rate.)"""
+    """A language model of some layers of 256, its training loss over all words."""
     corpus = word_texts(wish.scale)
     config = SlimLMConfig(
         vocab_size=len(corpus.tokenizer), hidden_size=256, num_layers=layers, cell=cell, tie_word_embeddings=True,
@@ -51,8 +51,8 @@ def word_model(wish: Wish, cell: str, layers: int) -> Cell:
         loss_chunk=280,
     )  # fmt: skip
     settings = LMTraining.make(
-        steps=wish.steps(3000), batch=64 if not wish.trial else 4, learning_rate=2e-3, seed=wish.seed,
-        checkpoint_minutes=1.0, evaluate_steps=wish.steps(750), bf16=BF16,
+        steps=wish.steps(1800), batch=64 if not wish.trial else 4, learning_rate=4e-3, seed=wish.seed,
+        checkpoint_minutes=1.0, evaluate_steps=wish.steps(600), bf16=BF16,
     )  # fmt: skip
     trained = train_lm(
         config, corpus, settings, checkpoints=wish.folder / "lm.checkpoints", recipe=wish.recipe,

@@ -22,6 +22,10 @@ class LMTraining(CheckedSettings):
     bptt: int = Field(35, ge=1, description="tokens of a stream after which the gradient ends")
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(2e-3, gt=0, description="peak rate; about 20 suits sgd, 1e-3 to 4e-3 adam")
+    output_bias: Literal["frequencies", "zeros"] = Field(
+        "frequencies",
+        description="where the output layer's bias begins: at the logs of words' shares of the text, or 0",
+    )
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(0.5, ge=0, description="norm that the gradient is cut to, 0: never")

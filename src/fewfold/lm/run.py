@@ -19,6 +19,7 @@ from fewfold.lm.training import LMTrainer, Progress
 from fewfold.measure.environment import environment
 from fewfold.measure.parameters import stored_bytes, unique_parameters
 from fewfold.stored.kept import round_stored
+from fewfold.training.frequencies import begin_at_frequencies
 
 
 @dataclass
@@ -90,9 +91,11 @@ def train_lm(
         compress(model, recipe, fit=False, seed=training.seed)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
+    counts = torch.from_numpy(np.bincount(corpus.train.ids, minlength=config.vocab_size))
     if getattr(model, "word_counts", None) is not None:
-        counts = torch.from_numpy(np.bincount(corpus.train.ids, minlength=config.vocab_size))
         model.set_word_counts(counts)  # type: ignore[operator]
+    if training.output_bias == "frequencies":
+        begin_at_frequencies(model, counts)
     trainer = LMTrainer(
         model, corpus.train, training, corpus.boundary, valid=corpus.valid, folder=checkpoints, resume=resume, tell=tell
     )
