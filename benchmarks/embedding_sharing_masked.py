@@ -108,7 +108,7 @@ def config_of(wish: Wish) -> PretrainConfig:
     """How it is pretrained."""
     return PretrainConfig.make({
         "family": "modernbert", "model": SHAPE, "length": LENGTH, "vocabulary": 500 if wish.trial else 8000,
-        "methods": None if wish.recipe is None else [wish.recipe.model_dump(mode="json")],
+        "methods": None if wish.recipe is None else [wish.recipe.model_dump(mode="json")], "output_bias": "zeros",
         "training": {**TRAINING, "steps": wish.steps(STEPS), "seed": wish.seed},
     })  # fmt: skip
 

@@ -16,6 +16,7 @@ from fewfold import TaskError
 from fewfold.measure.parameters import unique_parameters
 from fewfold.pretrain.build import build_masked_lm
 from fewfold.pretrain.config import PretrainConfig, preset_names
+from fewfold.pretrain.frequencies import frequency_loss
 from fewfold.pretrain.masking import Masking
 from fewfold.pretrain.run import held_out_loss, pretrain_and_save, pretrain_masked_lm
 from fewfold.pretrain.text import train_tokenizer, windows
@@ -166,3 +167,24 @@ def test_refusals(changes, message):
         build_masked_lm(config(**changes), train_tokenizer(LINES, 90))
     with pytest.raises(TaskError, match="modernbert-mini"):
         PretrainConfig.read("nothing")
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "sharebert"])
+def test_begins_at_the_frequencies_of_tokens(family, text, tmp_path, monkeypatch):
+    found = {}
+
+    def seen(model, masking, rows, judged, config, **rest):
+        found[config.output_bias] = held_out_loss(model, masking, judged), frequency_loss(masking, rows, judged)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fewfold.pretrain.run.pretrain_masked_lm", seen)
+    fields = {"bert": TINY, "modernbert": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}}
+    model = fields.get(family, {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "factor_size": 16,
+                                "intermediate_size": 32, "attention_head_size": 16})  # fmt: skip
+    for begin in ("frequencies", "zeros"):
+        plan = config(family=family, model=model, output_bias=begin, vocabulary=120)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain_and_save(tmp_path / begin, plan, [text], [text])
+    begun, floor = found["frequencies"]
+    assert begun < 1.2 * floor
+    assert found["zeros"][0] > begun + 0.5

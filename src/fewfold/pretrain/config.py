@@ -36,6 +36,9 @@ class PretrainConfig(BaseModel):
     sparse_head: bool = Field(
         True, description="score masked tokens alone: the same loss in less time, for all families whose head allows it"
     )
+    output_bias: Literal["frequencies", "zeros"] = Field(
+        "frequencies", description="where the head's bias begins: at the logs of tokens' shares of the text, or at 0"
+    )
     training: PretrainSettings = Field(default_factory=PretrainSettings)
 
     @classmethod

@@ -22,13 +22,14 @@ from fewfold.optional import require
 from fewfold.pretrain.build import build_masked_lm
 from fewfold.pretrain.checkpoints import identity_of
 from fewfold.pretrain.config import PretrainConfig
-from fewfold.pretrain.frequencies import frequency_loss
+from fewfold.pretrain.frequencies import counts_of, frequency_loss
 from fewfold.pretrain.masking import IGNORED, Masking
 from fewfold.pretrain.sparse import labelled_alone, scores_tokens_apart
 from fewfold.pretrain.text import first_and_last, read_texts, train_tokenizer, windows
 from fewfold.pretrain.training import pretrain
 from fewfold.report.curves import loss_plot
 from fewfold.tasks.result import describe, write_json
+from fewfold.training.frequencies import begin_at_frequencies
 from fewfold.training.history import TrainingHistory
 
 BATCH, SHARE, MOST = 32, 0.02, 512  # held-out windows: of a forward, of all where none are given, and at most
@@ -117,6 +118,8 @@ def pretrain_and_save(
         rows, judged = rows[:kept], rows[kept:]
     masking = Masking.of(tokenizer, config.mask_share, config.most_masked)
     model, floor = build_masked_lm(config, tokenizer), frequency_loss(masking, rows, judged)
+    if config.output_bias == "frequencies":
+        begin_at_frequencies(model, counts_of(masking, rows))
     history = pretrain_masked_lm(model, masking, rows, judged, config, folder=state, resume=resume)
     for point in history.held_out:
         point["perplexity"] = math.exp(min(point["loss"], 700.0))
