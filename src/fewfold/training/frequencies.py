@@ -13,14 +13,16 @@ def begin_at_frequencies(model: nn.Module, counts: Tensor) -> bool:
     them as a direction that all words share, and a recurrent model may stay there.
 
     :param counts: ``(vocab,)`` how often each word occurs; rows beyond them stand for no word.
-    :return: False for an output layer without a bias of so many rows, which stays as it is.
+    :return: False for an output layer without a bias of so many rows (or a ``final_logits_bias``, as Marian's), which
+        stays as it is.
     """
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    bias = getattr(head, "bias", None)
-    if not isinstance(bias, Tensor) or bias.shape[0] < counts.shape[0]:
+    bias = getattr(model.get_output_embeddings(), "bias", None)  # type: ignore[operator]
+    if bias is None:
+        bias = getattr(model, "final_logits_bias", None)
+    if not isinstance(bias, Tensor) or bias.numel() < len(counts):
         return False
-    raised = torch.ones(bias.shape[0], dtype=torch.float64)
-    raised[: counts.shape[0]] += counts
+    raised = torch.ones(bias.numel(), dtype=torch.float64)
+    raised[: len(counts)] += counts
     with torch.no_grad():
-        bias.copy_((raised / raised.sum()).log())
+        bias.copy_((raised / raised.sum()).log().view(bias.shape))
     return True

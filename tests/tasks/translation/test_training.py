@@ -6,9 +6,18 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+import fewfold
 from fewfold import TaskError
-from fewfold.tasks.translation import SlimTables, TranslationTraining, build_model, train_translation, translate
+from fewfold.tasks.translation import (
+    SlimTables,
+    TranslationTraining,
+    build_model,
+    train_translation,
+    train_vocabularies,
+    translate,
+)
 from fewfold.tasks.translation.batching import collate, encode_pairs
+from fewfold.tasks.translation.run import train_and_save
 from fewfold.tasks.translation.training import held_out_loss
 
 
@@ -153,9 +162,26 @@ def test_a_loss_that_is_no_number(corpus, vocabularies):
         ({"steps": 0}, "steps=0"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"warmup": -1}, "not negative"),
+        ({"output_bias": "ones"}, "output_bias='ones'.*frequencies"),
         ({"schedule": "linear"}, "cosine or inverse_sqrt"),
     ],
 )
 def test_settings_that_make_no_sense(changes, message):
     with pytest.raises(TaskError, match=message):
         TranslationTraining(**changes)
+
+
+def test_a_transformer_begins_at_the_frequencies_of_words(corpus, tmp_path):
+    losses = {}
+    for begin in ("frequencies", "zeros"):
+        settings = TranslationTraining(steps=1, batch_tokens=10_000, warmup=0, learning_rate=1e-9, output_bias=begin)
+        record = train_and_save(tmp_path / begin, "transformer", corpus, corpus, settings, vocabulary=300, size=64)
+        losses[begin] = record["training"]["held_out"][-1]["loss"]
+    vocabularies = train_vocabularies(corpus, 300)
+    found = torch.cat([torch.tensor(pair.target) for pair in encode_pairs(vocabularies, corpus)])
+    shares = torch.bincount(found) / len(found)
+    entropy = -float((shares[found].log()).mean())
+    assert losses["frequencies"] < 1.4 * entropy  # fresh weights add some noise to the scores
+    assert losses["zeros"] > losses["frequencies"] + 0.5
+    kept = fewfold.load(tmp_path / "frequencies").final_logits_bias
+    assert int(kept.argmax()) == int(torch.bincount(found).argmax())

@@ -17,11 +17,13 @@ from fewfold.models.slim_tables import SlimTables
 from fewfold.progress import step
 from fewfold.report.curves import loss_plot
 from fewfold.tasks.result import describe, write_json
+from fewfold.tasks.translation.batching import encode_pairs
 from fewfold.tasks.translation.build import build_model
 from fewfold.tasks.translation.corpus import Corpus
 from fewfold.tasks.translation.settings import TranslationTraining
 from fewfold.tasks.translation.training import train_translation
 from fewfold.tasks.translation.vocabulary import train_vocabularies
+from fewfold.training.frequencies import begin_at_frequencies
 
 
 def train_and_save(
@@ -49,6 +51,9 @@ def train_and_save(
     model = build_model(
         kind, vocabularies, size=size, layers=layers, dropout=dropout, slim=slim, recipe=recipe, seed=settings.seed
     )
+    if settings.output_bias == "frequencies":
+        targets = [torch.tensor(pair.target) for pair in encode_pairs(vocabularies, train, settings.max_length)]
+        begin_at_frequencies(model, torch.bincount(torch.cat(targets), minlength=len(vocabularies.target)))
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     state = folder.with_name(f"{folder.name}.checkpoints")

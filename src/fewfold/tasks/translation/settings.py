@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from fewfold.errors import TaskError
 
 Schedule = Literal["cosine", "inverse_sqrt"]
+Start = Literal["frequencies", "zeros"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class TranslationTraining:
     :param seed: Of the order of the batches and of dropout.
     :param evaluate_steps: Steps between two measurements on held-out pairs.
     :param checkpoint_minutes: A killed run loses at most so much.
+    :param output_bias: Where the bias of a head that has one begins (the transformer's): at the logs of words' shares
+        of the target text ("frequencies"), or at 0 ("zeros").
     :param bf16: Compute in bfloat16, weights stay as they are.
     """
 
@@ -43,6 +46,7 @@ class TranslationTraining:
     seed: int = 0
     evaluate_steps: int = 500
     checkpoint_minutes: float = 3.0
+    output_bias: Start = "frequencies"
     bf16: bool = False
 
     def __post_init__(self) -> None:
@@ -56,6 +60,11 @@ class TranslationTraining:
         if self.schedule not in get_args(Schedule):
             raise TaskError(
                 f"TranslationTraining(schedule={self.schedule!r}): choose {' or '.join(get_args(Schedule))}"
+            )
+
+        if self.output_bias not in get_args(Start):
+            raise TaskError(
+                f"TranslationTraining(output_bias={self.output_bias!r}): choose {' or '.join(get_args(Start))}"
             )
 
     def rate(self, step: int) -> float:
