@@ -85,3 +85,10 @@ def test_a_part_compressed_by_itself_is_not_saved_with_the_whole(tmp_path):
     with pytest.raises(CheckpointError, match=r"encoder\.block.*targets='encoder\.\*'"):
         fewfold.save(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_adapters_on_a_compressed_model_are_saved(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(fewfold.compress(make("bert_mlm"), RECIPE), peft.LoraConfig(target_modules=["down"]))
+    fewfold.save(model, tmp_path / "out")
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()

@@ -14,10 +14,10 @@ from fewfold import models as families
 from fewfold.checkpoint.card import restore_card, write_card
 from fewfold.checkpoint.config import structure_of
 from fewfold.checkpoint.folders import atomic_folder, copy_side_files
+from fewfold.checkpoint.structure import Structure
 from fewfold.errors import CheckpointError
 from fewfold.stored import pack
 from fewfold.surgery.replace import Replaced
-from fewfold.surgery.wrappers import inner_model
 
 _OF_THE_HUB = ("subfolder", "revision", "token", "cache_dir", "trust_remote_code", "local_files_only")
 
@@ -59,13 +59,14 @@ def save(
 
 def _check_recorded(model: nn.Module) -> None:
     """Refuse a model of which a part was compressed by itself: only that part's config knows how it is assembled."""
-    inner = inner_model(model)
-    structure = structure_of(inner)
-    known = {record.module for record in (*structure.targets, *structure.ties)} if structure is not None else set()
-    for name, module in inner.named_modules():
+    if not isinstance(model, PreTrainedModel):
+        return  # a wrapper, or adapters, which are saved in ways of their own
+    structure = structure_of(model) or Structure()
+    known = {record.module for record in structure.targets} | {record.module for record in structure.ties}
+    for name, module in model.named_modules():
         if isinstance(module, Replaced) and not any(name == part or name.startswith(f"{part}.") for part in known):
             raise CheckpointError(
-                f"{name} was compressed as a part, and {type(inner).__name__} does not know how it is assembled, so "
+                f"{name} was compressed as a part, and {type(model).__name__} does not know how it is assembled, so "
                 f"that its checkpoint could not be loaded again: compress the whole model, and name what shall change "
                 f"by targets, such as targets='{name.split('.')[0]}.*'"
             )
