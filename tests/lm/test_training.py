@@ -84,7 +84,7 @@ def test_a_killed_training_ends_where_another_ends(model, settings, corpus, tmp_
     assert resumed.test.nll == pytest.approx(whole.test.nll, abs=1e-6)
     assert (resumed.progress.best_step, resumed.progress.tokens) == (whole.progress.best_step, whole.progress.tokens)
     assert (tmp_path / "history.jsonl").read_text().splitlines() == [json.dumps(point) for point in resumed.points]
-    assert losses(whole)[-1] < losses(whole)[0] - 0.1
+    assert losses(whole)[-1] < losses(whole)[0] - 0.03
 
 
 def test_dropout_goes_on_where_it_was(corpus, tmp_path, monkeypatch):
@@ -100,7 +100,7 @@ def test_dropout_goes_on_where_it_was(corpus, tmp_path, monkeypatch):
 
 def test_losses_against_a_plain_loop(corpus):
     """Adam without dropout: the streams of one epoch and a half, the state carried and cut."""
-    settings = training(steps=40, clip=0.1, schedule="linear", warmup=0.2, evaluate_steps=None)
+    settings = training(steps=40, clip=0.1, schedule="linear", warmup=0.2, evaluate_steps=None, output_bias="zeros")
     plain = {name: 0.0 for name in DROPOUT}
     trained = train_lm(config(corpus, **plain), replace(corpus, valid=None, test=None), settings)
     with torch.random.fork_rng():
