@@ -1,8 +1,9 @@
 """The masked language model of the embedding-sharing table: pretrained or distilled, fine-tuned on three tasks, probed.
 
 It is a small ModernBERT, learns on novels and SST-2's sentences and is judged on other novels. (BERT, this narrow, says
-no more than how frequent words are for thousands of steps.) `veps-int8` keeps what `veps` learned in bytes, fine-tuned
-models too, and trains nothing. `veps-distilled` takes as many steps on the same windows, taught by `dense`.
+no more than how frequent words are for thousands of steps.) The head's bias begins at 0 in all cells. `veps-int8` keeps
+what `veps` learned in bytes, fine-tuned models too, and trains nothing. `veps-distilled` takes as many steps on
+the same windows, taught by `dense`.
 """
 
 from __future__ import annotations

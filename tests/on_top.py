@@ -188,7 +188,6 @@ CHECKS: dict[str, Callable[[str, str], str | None]] = {
     "stand-alone": standalone,
     "densify": densify,
 }
-SLOW = [
-    name for name in CHECKS if name.startswith(("ONNX", "torch.compile"))
-]  # ten seconds; export's tests do them too
+# these take ten seconds each; the tests of exports and of execution do as much in an ordinary run
+SLOW = [name for name in CHECKS if name.startswith(("ONNX", "torch.compile"))]
 ONE_FAMILY = {f"ONNX bytes ≤ {OVERHEAD} × unique", "torchao int8 on top"}  # on a model of their own

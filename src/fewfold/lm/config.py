@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from fewfold.training.frequencies import Start
 from fewfold.training.settings import CheckedSettings
 
 _LIMITS = ("checkpoint_minutes", "log_steps")
@@ -22,7 +23,7 @@ class LMTraining(CheckedSettings):
     bptt: int = Field(35, ge=1, description="tokens of a stream after which the gradient ends")
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(2e-3, gt=0, description="peak rate; about 20 suits sgd, 1e-3 to 4e-3 adam")
-    output_bias: Literal["frequencies", "zeros"] = Field(
+    output_bias: Start = Field(
         "frequencies",
         description="where the output layer's bias begins: at the logs of words' shares of the text, or 0",
     )

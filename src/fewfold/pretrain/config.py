@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewfold.errors import TaskError
 from fewfold.pretrain.settings import PretrainSettings
+from fewfold.training.frequencies import Start
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -36,7 +37,7 @@ class PretrainConfig(BaseModel):
     sparse_head: bool = Field(
         True, description="score masked tokens alone: the same loss in less time, for all families whose head allows it"
     )
-    output_bias: Literal["frequencies", "zeros"] = Field(
+    output_bias: Start = Field(
         "frequencies", description="where the head's bias begins: at the logs of tokens' shares of the text, or at 0"
     )
     training: PretrainSettings = Field(default_factory=PretrainSettings)

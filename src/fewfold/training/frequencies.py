@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+
+Start = Literal["frequencies", "zeros"]  # of an output layer's bias, as settings of trainings name it
 
 
 def begin_at_frequencies(model: nn.Module, counts: Tensor) -> bool:

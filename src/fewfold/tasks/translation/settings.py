@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fewfold.errors import TaskError
+from fewfold.training.frequencies import Start
 
 Schedule = Literal["cosine", "inverse_sqrt"]
-Start = Literal["frequencies", "zeros"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,6 @@ class TranslationTraining:
             raise TaskError(
                 f"TranslationTraining(schedule={self.schedule!r}): choose {' or '.join(get_args(Schedule))}"
             )
-
         if self.output_bias not in get_args(Start):
             raise TaskError(
                 f"TranslationTraining(output_bias={self.output_bias!r}): choose {' or '.join(get_args(Start))}"
