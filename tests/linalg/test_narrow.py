@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewfold.linalg.narrow import FEWEST, MOST, NUMBERS, narrow_linear
+from fewfold.linalg.narrow import FEWEST, MOST, NUMBERS, NarrowLinear, narrow_linear
 
 
 @pytest.mark.parametrize("rows", [1, FEWEST, 17, MOST, MOST + 1])
@@ -35,3 +35,31 @@ def test_large_matrices_are_turned_and_small_ones_are_not(monkeypatch):
         narrow_linear(inputs.double(), large.double(), None)
     narrow_linear(inputs, large, None)  # gradients may be wanted
     assert len(calls) == 5
+
+
+def test_weights_of_other_kinds_are_left_to_their_own_product():
+    class Counted(torch.Tensor):
+        """A quantizer's weight: it answers for ``F.linear`` and for nothing else."""
+
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            name = getattr(function, "__name__", "")
+            if name == "linear":
+                return torch.full((16, 3), 7.0)
+            assert name in ("__get__", "__set__", "detach", "requires_grad_"), f"{name} reached the weight"
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    linear = NarrowLinear(4, 3, bias=False)
+    linear.weight = torch.nn.Parameter(torch.zeros(NUMBERS // 1024, 1024).as_subclass(Counted), requires_grad=False)
+    with torch.no_grad():
+        assert linear(torch.zeros(16, 1024)).eq(7).all()
+
+
+def test_the_module_turns_too(monkeypatch):
+    monkeypatch.setattr("fewfold.linalg.narrow.NUMBERS", 12)
+    torch.manual_seed(0)
+    linear, inputs = NarrowLinear(4, 3), torch.randn(2, 8, 4)
+    wanted = inputs.double() @ linear.weight.double().t() + linear.bias.double()
+    monkeypatch.setattr("fewfold.linalg.narrow.F.linear", None)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(inputs).double(), wanted, rtol=1e-5, atol=1e-6)

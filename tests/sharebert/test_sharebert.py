@@ -373,6 +373,16 @@ def test_the_vocabulary_grows_and_is_cut_only_when_plain(tmp_path):
     torch.testing.assert_close(plain(ids).logits, expected[..., :100], rtol=1e-5, atol=1e-5)
 
 
+def test_a_plain_model_can_be_compressed():
+    model = materialize(random_model())
+    layer = model.layers[0]
+    weight = layer.intermediate.weight.detach().double().numpy()
+    fewfold.compress(model, fewfold.LowRank(rank=8, targets=["*.intermediate", "*.output"]))
+    left, kept, right = np.linalg.svd(weight, full_matrices=False)
+    wanted = (left[:, :8] * kept[:8]) @ right[:8]
+    np.testing.assert_allclose(layer.intermediate.assembled_weight().detach().numpy(), wanted, atol=1e-5)
+
+
 def test_carved_rows_of_the_default_size_are_recorded():
     saved = ShareBertConfig(vocab_size=30600, carved_rows=30528).to_diff_dict()
     assert ShareBertConfig(**saved).carved_rows == 30528

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 # measured on one and two cores in fp32: a large matrix times few columns takes 0.4 to 0.65 of the time of few rows
@@ -32,7 +32,17 @@ def narrow_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     return found if bias is None else found.add_(bias)
 
 
+class NarrowLinear(nn.Linear):
+    """``nn.Linear`` that multiplies few inputs in the faster order; the same parameters, equal outputs."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(…, in)`` to ``(…, out)``."""
+        return narrow_linear(input, self.weight, self.bias)
+
+
 def _turns(rows: int, inputs: Tensor, weight: Tensor) -> bool:
+    if type(weight) not in (Tensor, nn.Parameter):  # a subclass, for instance another quantizer's
+        return False
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or not FEWEST <= rows <= MOST:
         return False
     same = inputs.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from fewfold.linalg.narrow import NarrowLinear
+
 # children whose weight the parent reads instead of calling them
 _READ_DIRECTLY = {
     "MambaMixer": {"x_proj", "dt_proj", "out_proj"}, "FalconMambaMixer": {"x_proj", "dt_proj", "out_proj"},
@@ -26,7 +28,7 @@ def embedding_scale(module: nn.Embedding) -> float | None:
 def _is_plain(kind: type[nn.Linear]) -> bool:
     """Whether a linear layer computes x·Wᵀ + b, in ``nn.Linear``'s way or in one that is known."""
     known = kind.__name__ in _PLAIN_LINEARS and kind.__module__.startswith("transformers.")
-    return known or kind.forward is nn.Linear.forward
+    return known or kind.forward in (nn.Linear.forward, NarrowLinear.forward)
 
 
 def _is_read(module: nn.Module, parent: nn.Module | None) -> bool:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from fewfold.linalg.narrow import narrow_linear
+from fewfold.linalg.narrow import NarrowLinear, narrow_linear
 from fewfold.methods.embedding_sharing.store import CarvingStore
 from fewfold.models.sharebert.configuration import ShareBertConfig
 
@@ -41,7 +41,7 @@ def make_map(config: ShareBertConfig, store: CarvingStore | None, slot: str) -> 
     if store is not None:
         return CarvedMap(store, slot)
     rows, columns = config.slots()[slot].shape
-    return nn.Linear(rows, columns)
+    return NarrowLinear(rows, columns)
 
 
 class ShareBertAttention(nn.Module):
