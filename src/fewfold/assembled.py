@@ -127,9 +127,10 @@ class Assembled(nn.Module):
         if key is None:
             self._rebuilt = None
             return self.assembled_weight()
-        if self._rebuilt is None or self._rebuilt[0] != key:
-            self._rebuilt = (key, self.assembled_weight())
-        return self._rebuilt[1]
+        kept = self._rebuilt  # looked at once: another thread's eval() may forget it at any time
+        if kept is None or kept[0] != key:
+            kept = self._rebuilt = (key, self.assembled_weight())
+        return kept[1]
 
     def assembly_key(self) -> tuple[Any, ...] | None:
         """What changes with the stored tensors; None where nothing may be kept between calls.

@@ -242,8 +242,9 @@ class CodedMatrix(CodedState):
         """What is summed, kept for as long as no code changes."""
         held = [self._buffers[f"codes_{index}"] for index in range(len(self.stages))]
         key = tuple((id(t), t.data_ptr(), None if t.is_inference() else t._version) for t in held if t is not None)
-        if self._sums is None or self._sums[0] != key:
+        kept = self._sums  # looked at once: another thread may forget it at any time
+        if kept is None or kept[0] != key:
             sizes = [sum(self.positions(i) * self.stages[i].words for i in group) for group in groups]
             plans = [GatherSum(self._indices(group), size) for group, size in zip(groups, sizes, strict=True)]
-            self._sums = (key, plans)
-        return self._sums[1]
+            kept = self._sums = (key, plans)
+        return kept[1]

@@ -135,11 +135,12 @@ class SlicedLinear(AssembledLinear):
     def _costs(self) -> tuple[int, int, int | None]:
         """Its part of the reading, what follows it, and what follows it folded (None: no cheaper)."""
         members = len(self.reading.members)
-        if self._counted is None or self._counted[0] != members:
+        counted = self._counted
+        if counted is None or counted[0] != members:
             read, rest, folded = self.store.macs(self)
             cheaper = folded if folded is not None and folded <= rest else None
-            self._counted = (members, (-(-read // members), rest, cheaper))
-        return self._counted[1]
+            counted = self._counted = (members, (-(-read // members), rest, cheaper))
+        return counted[1]
 
     @property
     def running_form(self) -> Literal["chained", "folded", "rebuilt"]:
@@ -174,10 +175,11 @@ class SlicedLinear(AssembledLinear):
         form = self.running_form
         if form == "rebuilt":
             weight = self.assembled_weight()
-            self._prepared = Prepared(self, None, lambda states: F.linear(states, weight, self.bias))
+            prepared = Prepared(self, None, lambda states: F.linear(states, weight, self.bias))
         else:
-            self._prepared = Prepared(self, *self.store.prepare(self, form))
-        return self._prepared
+            prepared = Prepared(self, *self.store.prepare(self, form))
+        self._prepared = prepared
+        return prepared  # not what is kept: another thread's eval() may have forgotten it
 
     def chained(self, hidden_states: Tensor) -> Tensor:
         """Through the stored tensors."""
