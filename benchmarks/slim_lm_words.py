@@ -89,6 +89,7 @@ def config_of(row: Row) -> SlimLMConfig:
     return SlimLMConfig(
         vocab_size=VOCABULARY, hidden_size=hidden, num_layers=LAYERS, input_codes=codes[0], output_codes=codes[1],
         input_dropout=DROPOUT, hidden_dropout=DROPOUT, output_dropout=DROPOUT, eos_token_id=1,
+        loss_chunk=TRAINING["batch"] * TRAINING["bptt"] // 2,
     )  # fmt: skip
 
 
