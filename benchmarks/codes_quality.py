@@ -44,12 +44,14 @@ class Rows:
         self.texts = calibration_texts(TEXT)
         self.similarities: dict[str, list[float]] = {}
         self.differences: list[dict[str, Any]] = []
+        self.facts: dict[str, dict[str, Any]] = {}  # what else is known of a row
         finished = RESULTS / f"{name}.json"
         source = self.path if self.path.exists() else finished
         if source.exists() and not fresh:
             kept = json.loads(source.read_text(encoding="utf-8"))
             self.similarities = kept.get("similarities", {})
             self.differences = kept.get("differences", [])
+            self.facts = kept.get("facts", {})
             for row in kept["rows"]:
                 if source is self.path or again is None or again not in row["name"]:
                     bench.add(_row(row))
@@ -87,7 +89,7 @@ class Rows:
         RESULTS.mkdir(exist_ok=True)
         content = {
             "rows": [asdict(row) for row in self.bench.rows], "similarities": self.similarities,
-            "differences": self.differences,
+            "differences": self.differences, "facts": self.facts,
         }  # fmt: skip
         self.path.write_text(json.dumps(content), encoding="utf-8")
 
@@ -97,6 +99,7 @@ class Rows:
         there = {row.name for row in self.bench.rows}
         self.bench.rows += [_row(row) for row in kept["rows"] if row["name"] not in there]
         self.similarities = {**kept.get("similarities", {}), **self.similarities}
+        self.facts = {**kept.get("facts", {}), **self.facts}
 
     def found(self, name: str) -> QualityRow:
         """A measured row."""

@@ -5,7 +5,9 @@ difference a layer. Rivals get the same bytes. All rows are calibrated on the sa
 
     python benchmarks/shared_layers_quality.py [--minutes 10 [--all]] [--only PART] [--fresh]
 
-``--minutes`` distils the main rows as well (``--all``: every row), all and last hidden states, so long each. Every row
+``--minutes`` distils the main rows as well (``--all``: every row), all and last hidden states, so long each. Machines
+are faster and slower from day to day: our default conversion gets these minutes, every other strict row the steps that
+it came to (their steps cost the same), and the rivals the minutes in which this machine does as many of them. Every row
 goes into the results as soon as it is measured, and is not measured again: a run that was stopped goes on.
 """
 
@@ -21,6 +23,7 @@ from recover_texts import excluded, recovery_phases, recovery_texts
 
 import fewfold
 from fewfold import Budget, LowRank, SharedLayers, Tucker
+from fewfold.distill.run import distil
 from fewfold.measure.quality import QualityRow
 
 INITS = ("first", "stepwise", "mean", "weighted")
@@ -28,6 +31,7 @@ ALIGN = {"as they are": "none", "aligned": "permute", "aligned and rotated": "ro
 OURS = "aligned and rotated"
 BLOCKS = {3: "1/2", 2: "1/3", 1: "1/6"}  # blocks, and what part of the linears' bytes they keep
 ASKED = {"STS-B dev": 0.84, "nn10": 0.45}
+PACE = 30  # steps that a machine's pace is measured on
 
 
 def strict(blocks: int, init: str = "weighted", align: str = "rotate", **values: Any) -> SharedLayers:
@@ -79,22 +83,55 @@ TRAINED = (
 )  # fmt: skip
 
 
+def is_strict(name: str) -> bool:
+    """Whether a row has nothing but blocks, so that its steps cost what those of our default cost."""
+    return name in {name_of(blocks, init, words) for blocks in (3, 2, 1) for init in INITS for words in ALIGN}
+
+
+def pace(rows: Any) -> float:
+    """Seconds of a training step of a strict model, here and now."""
+    model = fewfold.compress(rows.bench.fresh(), strict(3, "first", "none"), fit=False)
+    found = distil(
+        rows.bench.model, model, rows.texts, tokenizer=rows.bench.tokenizer, config=recovery_phases(), steps=PACE
+    )
+    return found.histories[0].training_seconds / PACE
+
+
+def limit_of(rows: Any, name: str, minutes: float) -> dict[str, Any]:
+    """As much training as our default conversion gets in these minutes.
+
+    :raises SystemExit: if it is not measured yet.
+    """
+    if name == MAIN:
+        return {"minutes": minutes}
+    main = rows.facts.get(f"{MAIN}, {minutes:g} minutes")
+    if main is None:
+        raise SystemExit(f"{name}: first measure {MAIN!r}, whose steps the others get")
+    return {"steps": main["steps"]} if is_strict(name) else {"minutes": minutes * pace(rows) / main["pace"]}
+
+
 def distilled(rows: Any, name: str, minutes: float, steps: int | None) -> None:
     """The row of a model that learned from the dense one for so long."""
     config, budget = contenders()[name]
+    after = f"{name}, {steps} steps" if steps else f"{name}, {minutes:g} minutes"
 
     def make(model: torch.nn.Module) -> Any:
         fewfold.compress(
             model, config, budget=budget, calibration=rows.texts, tokenizer=rows.bench.tokenizer, calibration_name=TEXT
         )
-        limit = {"steps": steps} if steps else {"minutes": minutes}
-        fewfold.distill(
+        limit = {"steps": steps} if steps else limit_of(rows, name, minutes)
+        done = distil(
             rows.bench.model, model, recovery_texts(), tokenizer=rows.bench.tokenizer, data_name="mixed sentences",
             exclude=excluded(), config=recovery_phases(), **limit,
         )  # fmt: skip
+        rows.facts[after] = {
+            "steps": sum(phase.steps for phase in done.histories),
+            "tokens": sum(phase.tokens for phase in done.histories),
+            "minutes": sum(phase.seconds for phase in done.histories) / 60, "limit": limit,
+            "pace": pace(rows) if name == MAIN else None,
+        }  # fmt: skip
         return model.eval()
 
-    after = f"{name}, {steps} steps" if steps else f"{name}, {minutes:g} minutes"
     rows.add(after, lambda: rows.bench.row(after, make, TEXT))
 
 
@@ -147,6 +184,18 @@ def _nn10(there: dict[str, QualityRow], name: str) -> float:
     return there[name].neighbour_overlap
 
 
+def trained(rows: Any) -> list[str]:
+    """How much each row learned."""
+    if not rows.facts:
+        return []
+    lines = ["| trained | steps | tokens (M) | minutes |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {fact['steps']:,} | {fact['tokens'] / 1e6:.2f} | {fact['minutes']:.1f} |"
+        for name, fact in sorted(rows.facts.items(), key=lambda item: place_of(item[0]))
+    ]
+    return [*lines, ""]
+
+
 def place_of(name: str) -> tuple[bool, int]:
     """Where a row stands: references, then as they were named above, the trained ones last."""
     trained = name.endswith((" minutes", " steps"))
@@ -172,12 +221,13 @@ def main() -> None:
             distilled(rows, name, wanted.minutes or 0.0, wanted.steps)
     extra = {
         "checks": claims(rows, wanted.minutes),
+        "training": rows.facts,
         "minutes": wanted.minutes,
         "threads": torch.get_num_threads(),
         "bf16": BF16,
     }
     ordered = sorted(rows.bench.rows, key=lambda row: place_of(row.name))
-    publish("shared_layers_quality", "Six layers in three blocks and in one", ordered, extra)
+    publish("shared_layers_quality", "Six layers in three blocks and in one", ordered, extra, lines=trained(rows))
 
 
 if __name__ == "__main__":

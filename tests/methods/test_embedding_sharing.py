@@ -122,11 +122,11 @@ def test_scaled_weights_have_the_variance_of_their_inputs():
     model = fewfold.compress(tf.BertModel(config), EmbeddingSharing(factor_size=16, init="scaled"), fit=False)
     for name, inputs_ in (("attention.output.dense", 64), ("intermediate.dense", 64), ("output.dense", 256)):
         weight = model.encoder.layer[0].get_submodule(name).assembled_weight()
-        assert abs(float(weight.std()) * inputs_**0.5 - 1) < 0.15
+        assert abs(float(weight.std()) * (3 * inputs_) ** 0.5 - 1) < 0.15
     for sharing in (EmbeddingSharing(), EmbeddingSharing(factor_size=16)):
         balanced = fewfold.compress(tf.BertModel(config), sharing, fit=False)
         weight = balanced.encoder.layer[0].intermediate.dense.assembled_weight()
-        assert abs(float(weight.std()) * 64**0.5 - 1) < 0.15
+        assert abs(float(weight.std()) * (3 * 64) ** 0.5 - 1) < 0.15
     plain = fewfold.compress(tf.BertModel(config), EmbeddingSharing(factor_size=16, init_std=0.02), fit=False)
     weight = plain.encoder.layer[0].intermediate.dense.assembled_weight()
     assert abs(float(weight.std()) / (0.02**2 * 16**0.5) - 1) < 0.15

@@ -232,8 +232,8 @@ def test_fresh_biases():
     assert 0.7 < float(first.std()) < 1.3
     zeros = ShareBertModel(config())
     assert all(float(layer.output.bias.abs().max()) == 0 for layer in zeros.layers)
-    assert abs(float(zeros.store.table.weight[1:].std()) / (HIDDEN * FACTOR) ** -0.25 - 1) < 0.1
-    assert abs(float(zeros.store("query").std()) * HIDDEN**0.5 - 1) < 0.3
+    assert abs(float(zeros.store.table.weight[1:].std()) / (3 * HIDDEN * FACTOR) ** -0.25 - 1) < 0.1
+    assert abs(float(zeros.store("query").std()) * (3 * HIDDEN) ** 0.5 - 1) < 0.3
     assert reference_config("small").initializer_range == 0.02
 
 
@@ -245,7 +245,7 @@ def test_scaled_weights_begin_as_wide_as_a_dense_models(tmp_path):
     for name, slot in scaled.store.slots.items():
         expected = 0.02**2 * 64**0.5
         assert abs(float(plain.store(name).std()) / expected - 1) < 0.2
-        assert abs(float(scaled.store(name).std()) * slot.shape[0] ** 0.5 - 1) < 0.2
+        assert abs(float(scaled.store(name).std()) * (3 * slot.shape[0]) ** 0.5 - 1) < 0.2
     assert abs(float(scaled.store.table.weight[1:].std()) / 0.02 - 1) < 0.1
     scaled.save_pretrained(tmp_path)
     again = ShareBertModel.from_pretrained(tmp_path)

@@ -55,6 +55,13 @@ def _bytes(root, name):
     return zipfile.ZipFile(root / "images.zip").read(name)
 
 
+def test_fresh_maps_are_small_beside_their_tables(tokenizer):
+    model = build_captioner(tokenizer, **SIZES)
+    for module in (model.encoder.layers[0].fc1, model.decoder.layers[1].self_attn.q_proj):
+        assert float(module.weight.std()) == pytest.approx((3 * module.in_features) ** -0.5, rel=0.05)
+    assert float(model.get_input_embeddings().weight.std()) == pytest.approx(64**-0.5, rel=0.05)
+
+
 def test_examples(data, tokenizer):
     examples = Examples(data["train"], tokenizer)
     assert len(examples) == 48

@@ -44,11 +44,11 @@ class EmbeddingSharing(MethodConfig):
         "of their own",
     )
     init: Literal["plain", "scaled"] = Field(
-        "plain", description="of the expansion: 'plain' as the table, 'scaled' for carved weights of variance 1/in"
+        "plain", description="of the expansion: 'plain' as the table, 'scaled' for carved weights of variance 1/(3 in)"
     )
     init_std: float | None = Field(
         None, gt=0, description="standard deviation of fresh tables and maps (None: carved weights begin with variance "
-        "1 over the model's width; published: 0.02)",
+        "1/(3 width) as PyTorch's layers do; published: 0.02)",
     )  # fmt: skip
     bias_init: Literal["model", "zeros", "normal"] = Field(
         "model", description="of carved weights' biases: as the model has them, 0, or normal with variance 1 as the "

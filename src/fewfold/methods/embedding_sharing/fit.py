@@ -158,7 +158,7 @@ class EmbeddingSharingMethod(Method):
         assert isinstance(table, CarvedTable)
         std, dim = config.init_std, unit.targets[0].columns
         if std is None:
-            std = balanced_std(dim, config.factor_size or dim) if config.expansion else dim**-0.5
+            std = balanced_std(dim, config.factor_size or dim) if config.expansion else (3 * dim) ** -0.5
         table.store.reset_parameters(std, _fan_in(unit) if config.init == "scaled" else None)
         table.reset_parameters(std)
         if config.bias_init == "normal":

@@ -46,9 +46,9 @@ class ShareBertConfig(PretrainedConfig):
     :param bias_init: of the layers' own biases: ``zeros``, or ``normal`` with variance 1, the same in every layer, as
         the published code has it.
     :param initializer_range: standard deviation of fresh tensors. None: such that carved weights have variance
-        1 / hidden_size, as dense ones would; published: 0.02, with which they are far smaller and learn late.
-    :param carving_init: of the expansion: ``plain`` as the table, or ``scaled``, for carved weights of variance 1 over
-        their own inputs.
+        1 / (3 · hidden_size), as PyTorch's own layers; published: 0.02, with which they are far smaller and learn late.
+    :param carving_init: of the expansion: ``plain`` as the table, or ``scaled``, for carved weights of variance
+        1 / (3 · in) with their own inputs.
     :param materialized: whether the carved weights are stored instead of what they were carved from.
     :raises RecipeError: naming the value that cannot work.
     """

@@ -10,6 +10,7 @@ from fewfold.errors import TaskError
 from fewfold.tasks.captioning.images import Captions
 from fewfold.tasks.translation.corpus import Corpus
 from fewfold.tasks.translation.vocabulary import train_vocabularies
+from fewfold.training.fresh import draw_linears
 
 POSITIONS = 64  # tokens that a caption may have
 
@@ -64,6 +65,7 @@ def build_captioner(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CaptionerModel(config)
+        draw_linears(model)
     if recipe is not None:
         from fewfold.compress import compress
 

@@ -9,6 +9,7 @@ import torch
 from fewfold.errors import TaskError
 from fewfold.models.slim_tables import SlimTables, make_slim
 from fewfold.tasks.translation.vocabulary import Vocabularies
+from fewfold.training.fresh import draw_linears
 
 KINDS = ("lstm", "transformer", "mask-predict")
 POSITIONS = 256  # tokens a sentence may have in a transformer
@@ -91,7 +92,9 @@ def _marian(vocabularies: Vocabularies, size: int, layers: int | None, dropout: 
 def _transformer(vocabularies: Vocabularies, size: int, layers: int | None, dropout: float) -> Any:
     from transformers import MarianConfig, MarianMTModel
 
-    return MarianMTModel(MarianConfig(**_marian(vocabularies, size, layers, dropout)))
+    model = MarianMTModel(MarianConfig(**_marian(vocabularies, size, layers, dropout)))
+    draw_linears(model)
+    return model
 
 
 def _mask_predict(vocabularies: Vocabularies, size: int, layers: int | None, dropout: float) -> Any:
@@ -101,7 +104,9 @@ def _mask_predict(vocabularies: Vocabularies, size: int, layers: int | None, dro
     if not vocabularies.is_joint:
         raise TaskError("mask-predict takes a joint vocabulary: leave out --separate, or train with joint=True")
     settings = {**_marian(vocabularies, size, layers, dropout), "mask_token_id": vocabularies.target.mask_token_id}
-    return MaskPredictModel(MaskPredictConfig(**settings))
+    model = MaskPredictModel(MaskPredictConfig(**settings))
+    draw_linears(model)
+    return model
 
 
 _BUILDERS = {"lstm": _lstm, "transformer": _transformer, "mask-predict": _mask_predict}
