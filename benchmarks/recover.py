@@ -12,8 +12,9 @@ killed goes on from its checkpoint. With tasks measured, the table says how far 
     python benchmarks/recover.py --list                            what is there and what is missing
     python benchmarks/recover.py --draw                            the table and the curves alone
 
-Minutes are wall time: one run at a time, or, with ``OMP_NUM_THREADS=1``, one a core. Records say how many threads they
-had. Checkpoints and recovered models stand below fewfold's cache.
+Minutes are wall time of the machine that the first run had: a run gets the minutes in which this one, now, does as many
+steps. One run at a time, or, with ``OMP_NUM_THREADS=1``, one a core. Records say how many threads they had. Checkpoints
+and recovered models stand below fewfold's cache.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from common import BF16, Bench, check, publish
+from pace import seconds_a_step
 from recover_curves import draw_curves, group_of
 from recover_plans import TEXT, Make, plans
 from recover_texts import excluded, recovery_phases, recovery_texts
@@ -32,12 +34,14 @@ from recover_texts import excluded, recovery_phases, recovery_texts
 import fewfold
 from fewfold.calibration.cache import cache_folder
 from fewfold.checkpoint.config import structure_of
+from fewfold.measure.environment import environment
 from fewfold.measure.quality import QualityRow, floor_rows, quality_row
 from fewfold.report.runs import RunRecord, read_run, read_runs, run_file, write_run
 from fewfold.tasks import FineTuning, evaluate
 from fewfold.tasks.sts import StsScore
 
 RUNS = Path(__file__).parent / "runs"
+PACE = RUNS / "recover.pace.json"  # of the first run
 WORK = cache_folder().parent / "recover"
 PICTURE = Path(__file__).parent.parent / "docs" / "results" / "recover.png"
 KIND, MODEL, DENSE = "recover", "all-MiniLM-L6-v2", "dense"
@@ -69,12 +73,14 @@ def recover(bench: Bench, name: str, make: Make, minutes: float, texts: list[str
     if not (start.is_file() and end.is_file()):
         student = make(bench)
         if not start.is_file():
+            here = minutes * pace(bench, texts)
             structure = structure_of(student)
             steps = structure.provenance.get("steps", []) if structure is not None else []
-            _keep({"row": _judge(bench, student, name, "before"), "recipe": steps}, start)
+            _keep({"row": _judge(bench, student, name, "before"), "recipe": steps, "here": here}, start)
         if not end.is_file():
+            here = json.loads(start.read_text(encoding="utf-8"))["here"]
             fewfold.distill(
-                bench.model, student, texts, config=recovery_phases(), tokenizer=bench.tokenizer, minutes=minutes,
+                bench.model, student, texts, config=recovery_phases(), tokenizer=bench.tokenizer, minutes=here,
                 exclude=excluded(), out=folder, data_name="mixed sentences",
             )  # fmt: skip
     before = json.loads(start.read_text(encoding="utf-8"))
@@ -84,12 +90,23 @@ def recover(bench: Bench, name: str, make: Make, minutes: float, texts: list[str
         RunRecord(
             label(name, minutes), KIND, MODEL, recipe=before["recipe"], seed=0,
             data={"calibration": TEXT, "recovery": history["data"]},
-            settings={"plan": name, "minutes": minutes, "phases": [phase["config"] for phase in history["phases"]]},
+            settings={
+                "plan": name, "minutes": minutes, "minutes here": before["here"],
+                "phases": [phase["config"] for phase in history["phases"]],
+            },
             numbers={"before": before["row"], "after": after}, minutes=history["minutes"], tokens=history["tokens"],
             series={key: history["phases"][0][key] for key in ("curve", "held_out")},
         ),
         RUNS,
     )  # fmt: skip
+
+
+def pace(bench: Bench, texts: list[str]) -> float:
+    """How many times as long a training step of the dense model takes here and now as at the first run."""
+    now = seconds_a_step(bench, bench.fresh(), texts[:5000])
+    if not PACE.is_file():
+        _keep({"seconds_a_step": now, "environment": environment()}, PACE)
+    return now / float(json.loads(PACE.read_text(encoding="utf-8"))["seconds_a_step"])
 
 
 def _keep(content: dict[str, Any], path: Path) -> None:

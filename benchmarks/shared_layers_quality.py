@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from codes_quality import TEXT, begin
 from common import BF16, check, publish
+from pace import seconds_a_step
 from recover_texts import excluded, recovery_phases, recovery_texts
 
 import fewfold
@@ -31,7 +32,6 @@ ALIGN = {"as they are": "none", "aligned": "permute", "aligned and rotated": "ro
 OURS = "aligned and rotated"
 BLOCKS = {3: "1/2", 2: "1/3", 1: "1/6"}  # blocks, and what part of the linears' bytes they keep
 ASKED = {"STS-B dev": 0.84, "nn10": 0.45}
-PACE = 30  # steps that a machine's pace is measured on
 
 
 def strict(blocks: int, init: str = "weighted", align: str = "rotate", **values: Any) -> SharedLayers:
@@ -91,10 +91,7 @@ def is_strict(name: str) -> bool:
 def pace(rows: Any) -> float:
     """Seconds of a training step of a strict model, here and now."""
     model = fewfold.compress(rows.bench.fresh(), strict(3, "first", "none"), fit=False)
-    found = distil(
-        rows.bench.model, model, rows.texts, tokenizer=rows.bench.tokenizer, config=recovery_phases(), steps=PACE
-    )
-    return found.histories[0].training_seconds / PACE
+    return seconds_a_step(rows.bench, model, rows.texts)
 
 
 def limit_of(rows: Any, name: str, minutes: float) -> dict[str, Any]:
