@@ -6,8 +6,8 @@ difference a layer. Rivals get the same bytes. All rows are calibrated on the sa
     python benchmarks/shared_layers_quality.py [--minutes 10 [--all]] [--only PART] [--fresh]
 
 ``--minutes`` distils the main rows as well (``--all``: every row), all and last hidden states, so long each. Machines
-are faster and slower from day to day: our default conversion gets these minutes, every other strict row the steps that
-it came to (their steps cost the same), and the rivals the minutes in which this machine does as many of them. Every row
+are faster and slower from day to day: one strict row gets these minutes, every other the steps that it came to (their
+steps cost the same), and the rivals the minutes in which this machine does as many of them. Every row
 goes into the results as soon as it is measured, and is not measured again: a run that was stopped goes on.
 """
 
@@ -27,14 +27,15 @@ from fewfold import Budget, LowRank, SharedLayers, Tucker
 from fewfold.distill.run import distil
 from fewfold.measure.quality import QualityRow
 
-INITS = ("first", "stepwise", "mean", "weighted")
+INITS = ("first", "stepwise", "mean", "weighted", "anchored")
+INIT = "anchored"  # our default
 ALIGN = {"as they are": "none", "aligned": "permute", "aligned and rotated": "rotate"}
 OURS = "aligned and rotated"
 BLOCKS = {3: "1/2", 2: "1/3", 1: "1/6"}  # blocks, and what part of the linears' bytes they keep
 ASKED = {"STS-B dev": 0.84, "nn10": 0.45}
 
 
-def strict(blocks: int, init: str = "weighted", align: str = "rotate", **values: Any) -> SharedLayers:
+def strict(blocks: int, init: str = INIT, align: str = "rotate", **values: Any) -> SharedLayers:
     """Blocks of neighbouring layers, no differences."""
     return SharedLayers(map="sequence", blocks=blocks, init=init, align=align, delta_rank=0, **values)
 
@@ -51,9 +52,9 @@ def contenders() -> dict[str, tuple[Any, Budget | None]]:
         for init in INITS:
             for words, align in ALIGN.items():
                 found[name_of(blocks, init, words)] = (strict(blocks, init, align), None)
-    found[name_of(2, "weighted", OURS)] = (strict(2), None)
+    found[name_of(2, INIT, OURS)] = (strict(2), None)
     for words, config in (("cycle", {"map": "cycle", "blocks": 3}), ("cycle_rev", {"map": "cycle_rev", "blocks": 3})):
-        found[f"3 blocks, weighted, {OURS}, {words}"] = (SharedLayers(delta_rank=0, **config), None)
+        found[f"3 blocks, {INIT}, {OURS}, {words}"] = (SharedLayers(delta_rank=0, **config), None)
     for blocks, share in BLOCKS.items():
         budget = Budget(bytes=f"{share} of linears")
         if blocks > 1:
@@ -70,14 +71,15 @@ def contenders() -> dict[str, tuple[Any, Budget | None]]:
     return found
 
 
-MAIN = name_of(3, "weighted", OURS)
+MAIN = name_of(3, INIT, OURS)
+TIMED = name_of(3, "weighted", OURS)  # the strict row that gets minutes; the others get its steps
 TRAINED = (
-    MAIN, name_of(1, "weighted", OURS), "1 block and differences, 1/2", "1 block and differences, 1/3",
+    TIMED, MAIN, name_of(1, INIT, OURS), "1 block and differences, 1/2", "1 block and differences, 1/3",
     "low rank, 1/2", "low rank, 1/3", "low rank, 1/6", "1 block and differences, int8, 1/6", "Tucker, 1/2",
     "Tucker, 1/6",
     *(
         name for words in ("as they are", OURS) for init in reversed(INITS) for blocks in (3, 1)
-        if (name := name_of(blocks, init, words)) not in (MAIN, name_of(1, "weighted", OURS))
+        if (name := name_of(blocks, init, words)) not in (TIMED, MAIN, name_of(1, INIT, OURS))
         and (blocks, init) != (1, "stepwise")  # of one block the same as first
     ),
 )  # fmt: skip
@@ -95,16 +97,16 @@ def pace(rows: Any) -> float:
 
 
 def limit_of(rows: Any, name: str, minutes: float) -> dict[str, Any]:
-    """As much training as our default conversion gets in these minutes.
+    """As much training as one strict row gets in these minutes.
 
     :raises SystemExit: if it is not measured yet.
     """
-    if name == MAIN:
+    if name == TIMED:
         return {"minutes": minutes}
-    main = rows.facts.get(f"{MAIN}, {minutes:g} minutes")
-    if main is None:
-        raise SystemExit(f"{name}: first measure {MAIN!r}, whose steps the others get")
-    return {"steps": main["steps"]} if is_strict(name) else {"minutes": minutes * pace(rows) / main["pace"]}
+    timed = rows.facts.get(f"{TIMED}, {minutes:g} minutes")
+    if timed is None:
+        raise SystemExit(f"{name}: first measure {TIMED!r}, whose steps the others get")
+    return {"steps": timed["steps"]} if is_strict(name) else {"minutes": minutes * pace(rows) / timed["pace"]}
 
 
 def distilled(rows: Any, name: str, minutes: float, steps: int | None) -> None:
@@ -125,7 +127,7 @@ def distilled(rows: Any, name: str, minutes: float, steps: int | None) -> None:
             "steps": sum(phase.steps for phase in done.histories),
             "tokens": sum(phase.tokens for phase in done.histories),
             "minutes": sum(phase.seconds for phase in done.histories) / 60, "limit": limit,
-            "pace": pace(rows) if name == MAIN else None,
+            "pace": pace(rows) if name == TIMED else None,
         }  # fmt: skip
         return model.eval()
 
@@ -145,7 +147,7 @@ def claims(rows: Any, minutes: float | None) -> list[dict[str, Any]]:
         for blocks in (3, 1) for init in INITS for words in ALIGN if (name := name_of(blocks, init, words)) in there
     ]  # fmt: skip
     for blocks in (3, 1):
-        ours, group = name_of(blocks, "weighted", OURS), [r for r in strict_rows if r.name.startswith(str(blocks))]
+        ours, group = name_of(blocks, INIT, OURS), [r for r in strict_rows if r.name.startswith(str(blocks))]
         if ours in there and len(group) == len(INITS) * len(ALIGN):
             gap = best(group).sts.spearman - rows.sts(ours)  # type: ignore[union-attr]
             what = f"{blocks} blocks: STS-B dev of the best strict row ({best(group).name}) less that of our default"
@@ -153,7 +155,7 @@ def claims(rows: Any, minutes: float | None) -> list[dict[str, Any]]:
     if minutes:
         checks += after_training(rows, f", {minutes:g} minutes")
     for blocks, share in ((3, "1/2"), (2, "1/3")):
-        ours, rival = f"1 block and differences, {share}", name_of(blocks, "weighted", OURS)
+        ours, rival = f"1 block and differences, {share}", name_of(blocks, INIT, OURS)
         if ours in there and rival in there:
             checks.append(check(f"nn10 of {ours} less that of {rival}", _nn10(there, ours) - _nn10(there, rival), 0.0))
     name = f"{MAIN}, {minutes:g} minutes" if minutes else ""
@@ -169,7 +171,7 @@ def after_training(rows: Any, after: str) -> list[dict[str, Any]]:
     for blocks in (3, 1):
         names = [name_of(blocks, init, words) for init in INITS for words in ALIGN]
         group = [row for row in rows.bench.rows if row.name in {name + after for name in names}]
-        ours = name_of(blocks, "weighted", OURS) + after
+        ours = name_of(blocks, INIT, OURS) + after
         if len(group) > 1 and ours in {row.name for row in group}:
             gap = best(group).sts.spearman - rows.sts(ours)  # type: ignore[union-attr]
             what = f"{ours}: STS-B dev of the best of {len(group)} strict rows ({best(group).name}) less its own"

@@ -57,6 +57,18 @@ def test_the_weighted_mean_is_the_least_squares_solution():
     assert best < _error(weights, [mean_weight(weights)] * 3, moments)
 
 
+def test_a_layer_that_counts_twice_is_there_twice():
+    weights, moments = _layers(3), _moments(3)
+    twice = mean_weight([*weights, weights[1]], [*moments, moments[1]], 1e-12)
+    torch.testing.assert_close(mean_weight(weights, moments, 1e-12, [1.0, 2.0, 1.0]), twice)
+    torch.testing.assert_close(
+        mean_weight(weights, counts=[1.0, 2.0, 1.0]), (weights[0] + 2 * weights[1] + weights[2]) / 4
+    )
+    for counts in ([1.0, 2.0], [1.0, 0.0, 1.0]):
+        with pytest.raises(ValueError, match="positive count each"):
+            mean_weight(weights, moments, counts=counts)
+
+
 def test_inputs_that_no_layer_saw_get_the_plain_mean():
     weights, moments = _layers(3), _moments(3)
     for moment in moments:

@@ -3,7 +3,7 @@
 import pytest
 
 from fewfold import RecipeError, SharedLayers
-from fewfold.methods.shared_layers.maps import block_count, layer_map, stepwise_layers
+from fewfold.methods.shared_layers.maps import anchor, block_count, layer_map, stepwise_layers
 
 LETTERS = "ABCDEFGHIJKL"
 
@@ -84,6 +84,22 @@ def test_blocks_as_a_share_of_the_layers():
     for wrong in ("half", "3/2", "0/2"):
         with pytest.raises(ValueError, match="a share of the layers such as '1/2'"):
             SharedLayers(blocks=wrong)
+
+
+def test_anchors_are_the_blocks_own_layers_near_the_stepwise_ones():
+    def anchors(letters):
+        blocks = sorted(set(letters))
+        return [
+            anchor([place for place, its in enumerate(letters) if its == name], len(letters), number, len(blocks))
+            for number, name in enumerate(blocks)
+        ]
+
+    assert anchors("AABBCC") == [0, 2, 5]
+    assert anchors("ABCABC") == [0, 1, 5]
+    assert anchors("ABCCBA") == [5, 1, 3]
+    assert anchors("AAAAAA") == [5]
+    assert anchors("ABBBBC") == [0, 2, 5]
+    assert anchors("AABBCCDDEEFF") == [0, 2, 4, 7, 9, 11]
 
 
 def test_stepwise_layers_hold_the_first_and_the_last():

@@ -34,17 +34,30 @@ class SharedWithDifferences(NamedTuple):
     errors: list[float]
 
 
-def mean_weight(weights: Sequence[Tensor], moments: Sequence[Tensor] | None = None, damping: float = DAMPING) -> Tensor:
+def mean_weight(
+    weights: Sequence[Tensor],
+    moments: Sequence[Tensor] | None = None,
+    damping: float = DAMPING,
+    counts: Sequence[float] | None = None,
+) -> Tensor:
     """The one weight with the smallest error: ``(sum_l W_l C_l)(sum_l C_l)^-1``; the mean where all ``C_l`` are equal.
 
     :param weights: ``(out, in)`` each.
     :param moments: ``(in, in)`` each, ``E[x x^T]`` of the layer's inputs; all the identity if absent.
     :param damping: share of the moments' mean eigenvalue that is added to every moment's diagonal; positive.
+    :param counts: how many times each layer's error counts, damping included; positive, all once if absent.
     :return: ``(out, in)`` float64.
-    :raises ValueError: if shapes disagree, a number is not finite or ``damping`` is not positive.
+    :raises ValueError: if shapes disagree, a number is not finite, or ``damping`` or a count is not positive.
     """
-    layers = _Layers(*_checked(weights, moments, damping))
-    return layers.mean(layers.weights)
+    checked, metrics = _checked(weights, moments, damping)
+    if counts is not None:
+        if len(counts) != len(checked) or not all(count > 0 for count in counts):
+            raise ValueError(f"counts={list(counts)}: {len(checked)} weights need a positive count each")
+        if metrics is None:
+            identity = torch.eye(checked[0].shape[1], dtype=torch.float64, device=checked[0].device)
+            metrics = [identity] * len(checked)
+        metrics = [metric * count for metric, count in zip(metrics, counts, strict=True)]
+    return _Layers(checked, metrics).mean(checked)
 
 
 def difference_spectra(

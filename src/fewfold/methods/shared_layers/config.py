@@ -44,9 +44,10 @@ class SharedLayers(MethodConfig):
         False, description="encoder and decoder share: layers whose block has the same number, where they have the "
         "same weight (cross-attention is the decoder's alone)",
     )  # fmt: skip
-    init: Literal["first", "stepwise", "mean", "weighted"] = Field(
-        "weighted", description="where a block begins: its first layer, an evenly spaced layer, the mean of its "
-        "layers, or their mean weighted by what each layer's inputs look like (the plain mean without calibration)",
+    init: Literal["first", "stepwise", "mean", "weighted", "anchored"] = Field(
+        "anchored", description="where a block begins: its first layer, an evenly spaced layer, the mean of its "
+        "layers, their mean weighted by what each layer's inputs look like (the plain mean without calibration), or "
+        "('anchored') that in which one of the block's layers counts twice, the others turned towards it",
     )  # fmt: skip
     align: Literal["none", "permute", "rotate"] = Field(
         "rotate", description="before layers are averaged, put their neurons and heads into one order, exactly "

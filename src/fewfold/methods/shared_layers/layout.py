@@ -13,7 +13,7 @@ from fewfold.errors import RecipeError
 from fewfold.methods.base import Unit
 from fewfold.methods.shared_layers.align import Alignment
 from fewfold.methods.shared_layers.config import SharedLayers
-from fewfold.methods.shared_layers.maps import stepwise_layers
+from fewfold.methods.shared_layers.maps import anchor, stepwise_layers
 from fewfold.methods.shared_layers.places import Group, Stacks, norms_in, place_of, role_path
 from fewfold.methods.shared_layers.turns import Turns
 from fewfold.surgery.targets import Target, read_bias
@@ -23,7 +23,8 @@ from fewfold.surgery.targets import Target, read_bias
 class Layout:
     """One group's surroundings.
 
-    :param start: the target that the block begins with, where the config says so; it may belong to another block.
+    :param start: the target that the block begins with or that is counted twice, where the config says so; one that it
+        begins with may belong to another block.
     :param gains: what each direction of the layers' differences is worth, once that is known.
     """
 
@@ -104,8 +105,9 @@ def _starts(stacks: Stacks, config: SharedLayers) -> dict[tuple[str, int], tuple
         layers, count = sorted(blocks), max(blocks.values()) + 1
         steps = stepwise_layers(len(layers), count)
         for block in range(count):
-            first = next(layer for layer in layers if blocks[layer] == block)
-            own = (stack, layers[steps[block]] if config.init == "stepwise" else first)
+            members = [place for place, layer in enumerate(layers) if blocks[layer] == block]
+            chosen = {"stepwise": steps[block], "anchored": anchor(members, len(layers), block, count)}
+            own = (stack, layers[chosen.get(config.init, members[0])])
             found[stack, block] = common.setdefault(block, own) if config.across_stacks else own
     return found
 

@@ -81,6 +81,19 @@ def stepwise_layers(layers: int, blocks: int) -> list[int]:
     return [0] if blocks == 1 else [round(block * (layers - 1) / (blocks - 1)) for block in range(blocks)]
 
 
+def anchor(members: list[int], layers: int, block: int, blocks: int) -> int:
+    """Which of a block's layers it is anchored at: the stack's last layer, else the nearest to where stepwise begins it.
+
+    What the last layer gives is the model's output: of all layers its weights bear a mixture least.
+
+    :param members: the places of the block's layers in their stack.
+    """
+    if layers - 1 in members:
+        return layers - 1
+    wanted = (layers - 1) * block / (blocks - 1)  # a single block has the last layer
+    return min(members, key=lambda place: abs(place - wanted))
+
+
 def _explicit(layers: int, wanted: list[int], blocks: int | None) -> list[int]:
     if len(wanted) != layers:
         raise RecipeError(f"map={wanted}: it names the blocks of {len(wanted)} layers; there are {layers}")

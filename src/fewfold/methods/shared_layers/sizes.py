@@ -17,6 +17,9 @@ from fewfold.stored import StoredDtype
 # Share of the inputs' mean energy that pulls the block that is begun with towards the plain mean: where the inputs say
 # little, the weighted mean extrapolates, and a shared model's inputs are not the dense model's.
 START_DAMPING = 10.0
+# Share of the mean that is the layer at which a block is anchored. An even mean is none of the layers: one that leans
+# towards one of them is better before training and after it. More than this is worse before, and little better after.
+ANCHOR = 2 / 3
 
 
 def config_of(unit: Unit) -> SharedLayers:
@@ -64,8 +67,14 @@ def start_of(
 ) -> Tensor:
     """The block before any difference is fitted."""
     layout, init = layout_of(unit), config_of(unit).init
-    if init in ("mean", "weighted"):
-        return mean_weight(own, moments, START_DAMPING) if init == "weighted" else mean_weight(own)
+    if init == "mean":
+        return mean_weight(own)
+    if init == "weighted":
+        return mean_weight(own, moments, START_DAMPING)
+    if init == "anchored":
+        most = (len(own) - 1) * ANCHOR / (1 - ANCHOR) or 1.0
+        counts = [most if target.name == layout.start.name else 1.0 for target in layout.targets]
+        return mean_weight(own, moments, START_DAMPING, counts)
     return layout.alignment.turns(layout.start, weights).weight(weights[layout.start.name])
 
 
