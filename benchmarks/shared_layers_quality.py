@@ -220,7 +220,7 @@ def main() -> None:
             distilled(rows, name, wanted.minutes or 0.0, wanted.steps)
     extra = {
         "checks": claims(rows, wanted.minutes),
-        "training": rows.facts,
+        "facts": rows.facts,
         "minutes": wanted.minutes,
         "threads": torch.get_num_threads(),
         "bf16": BF16,

@@ -98,14 +98,12 @@ SAID = [  # page, words around a number there, the result and row that it is dra
     ("methods/index.md", "{:.2f} at int4", "codes_linears", "int4, groups of 32"),
     ("methods/index.md", "{:.2f}:", "codes_linears", "word-table average, no encoder"),
     *[
-        ("methods/shared_layers.md", words, "shared_layers_quality", f"{blocks}, {start}, 10 minutes")
-        for blocks, all_words in {
-            "3 blocks": ("brought ours to {:.2f}", "plain means to {:.2f}", "first layers to {:.2f}"),
-            "1 block": ("in one block {:.2f}", ", {:.2f} and", "and {:.2f} ("),
+        ("methods/shared_layers.md", words, "shared_layers_quality", f"3 blocks, {start}, aligned and rotated{after}")
+        for after, all_words in {
+            ", 10 minutes": ("weighted mean to {:.2f}", "ours to {:.2f}", "evenly spaced layers to {:.2f}"),
+            "": ("they are at {:.2f}", ", {:.2f} and", "and {:.2f} ("),
         }.items()
-        for words, start in zip(
-            all_words, ("weighted, aligned and rotated", "mean, as they are", "first, as they are"), strict=True
-        )
+        for words, start in zip(all_words, ("weighted", "anchored", "stepwise"), strict=True)
     ],
 ]  # fmt: skip
 

@@ -47,7 +47,7 @@ class SharedLayers(MethodConfig):
     init: Literal["first", "stepwise", "mean", "weighted", "anchored"] = Field(
         "anchored", description="where a block begins: its first layer, an evenly spaced layer, the mean of its "
         "layers, their mean weighted by what each layer's inputs look like (the plain mean without calibration), or "
-        "('anchored') that in which one of the block's layers counts twice, the others turned towards it",
+        "('anchored') that of which one of the block's layers makes up two thirds",
     )  # fmt: skip
     align: Literal["none", "permute", "rotate"] = Field(
         "rotate", description="before layers are averaged, put their neurons and heads into one order, exactly "

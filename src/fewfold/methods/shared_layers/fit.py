@@ -161,7 +161,7 @@ class SharedLayersMethod(Method):
             return _fit_norm(unit, weights)
         layout, config, ranks = layout_of(unit), config_of(unit), ranks_of(unit, settings)
         own, moments = layout.weights(weights), moments_of(unit, weights, statistics)
-        start = start_of(unit, own, moments, weights)
+        start = start_of(unit, own, moments, weights, strict=not any(ranks))
         if any(ranks):
             shared, pairs, _ = shared_with_differences(own, ranks, moments, start, config.sweeps)
         else:

@@ -18,6 +18,10 @@ from fewfold.methods.shared_layers.places import Group, Stacks, norms_in, place_
 from fewfold.methods.shared_layers.turns import Turns
 from fewfold.surgery.targets import Target, read_bias
 
+# Whose order the layers of a block take, where it is not that of the layer which it begins with: a mixture's members
+# come closer to each other in the first one's.
+ALIGNED = {"anchored": "first"}
+
 
 @dataclass
 class Layout:
@@ -76,8 +80,8 @@ def units_of(name: str, model: nn.Module, config: SharedLayers, targets: Sequenc
             f"SharedLayers(across_stacks=True): the chosen weights lie in one stack, {next(iter(stacks.blocks))}; "
             "there is none to share it with"
         )
-    starts = _starts(stacks, config)
-    alignment = Alignment(model, targets, stacks, starts, config.align, config.across_stacks)
+    starts, turned_to = (_starts(stacks, config, init) for init in (config.init, ALIGNED.get(config.init, config.init)))
+    alignment = Alignment(model, targets, stacks, turned_to, config.align, config.across_stacks)
     everything = [*targets, *(norms_in(model, stacks.layer_names()) if config.shares_norms else [])]
     by_place = {(place_of(target).stack, place_of(target).layer, _path(model, target, config)): target
                 for target in everything}  # fmt: skip
@@ -97,8 +101,8 @@ def _path(model: nn.Module, target: Target, config: SharedLayers) -> str:
     return role_path(model, place) if config.across_stacks else place.path
 
 
-def _starts(stacks: Stacks, config: SharedLayers) -> dict[tuple[str, int], tuple[str, int]]:
-    """By stack and block: the layer whose order the others take; across stacks, one layer a block."""
+def _starts(stacks: Stacks, config: SharedLayers, init: str) -> dict[tuple[str, int], tuple[str, int]]:
+    """By stack and block: the layer that it begins with, or is anchored at; across stacks, one layer a block."""
     found: dict[tuple[str, int], tuple[str, int]] = {}
     common: dict[int, tuple[str, int]] = {}
     for stack, blocks in stacks.blocks.items():
@@ -107,7 +111,7 @@ def _starts(stacks: Stacks, config: SharedLayers) -> dict[tuple[str, int], tuple
         for block in range(count):
             members = [place for place, layer in enumerate(layers) if blocks[layer] == block]
             chosen = {"stepwise": steps[block], "anchored": anchor(members, len(layers), block, count)}
-            own = (stack, layers[chosen.get(config.init, members[0])])
+            own = (stack, layers[chosen.get(init, members[0])])
             found[stack, block] = common.setdefault(block, own) if config.across_stacks else own
     return found
 

@@ -82,7 +82,7 @@ def stepwise_layers(layers: int, blocks: int) -> list[int]:
 
 
 def anchor(members: list[int], layers: int, block: int, blocks: int) -> int:
-    """Which of a block's layers it is anchored at: the stack's last layer, else the nearest to where stepwise begins it.
+    """The layer that a block is anchored at: the stack's last layer, else its nearest to where stepwise begins it.
 
     What the last layer gives is the model's output: of all layers its weights bear a mixture least.
 

@@ -63,13 +63,13 @@ def moments_of(unit: Unit, weights: Mapping[str, Tensor], statistics: Statistics
 
 
 def start_of(
-    unit: Unit, own: Sequence[Tensor], moments: Sequence[Tensor] | None, weights: Mapping[str, Tensor]
+    unit: Unit, own: Sequence[Tensor], moments: Sequence[Tensor] | None, weights: Mapping[str, Tensor], strict: bool
 ) -> Tensor:
-    """The block before any difference is fitted."""
+    """The block before any difference is fitted; only one that stays without (``strict``) leans towards its anchor."""
     layout, init = layout_of(unit), config_of(unit).init
     if init == "mean":
         return mean_weight(own)
-    if init == "weighted":
+    if init == "weighted" or (init == "anchored" and not strict):
         return mean_weight(own, moments, START_DAMPING)
     if init == "anchored":
         most = (len(own) - 1) * ANCHOR / (1 - ANCHOR) or 1.0
@@ -83,7 +83,7 @@ def gains_of(unit: Unit, weights: Mapping[str, Tensor], statistics: Statistics) 
     layout = layout_of(unit)
     if layout.gains is None:
         own, moments = layout.weights(weights), moments_of(unit, weights, statistics)
-        start = start_of(unit, own, moments, weights)
+        start = start_of(unit, own, moments, weights, strict=False)
         layout.gains = []
         for number, spectrum in enumerate(difference_spectra(own, start, moments)):
             seen = own[number] if moments is None else own[number] @ moments[number]
