@@ -60,6 +60,7 @@ def contenders() -> dict[str, tuple[Any, Budget | None]]:
         if blocks > 1:
             found[f"1 block and differences, {share}"] = (SharedLayers(map="all"), budget)
         if blocks == 3:
+            found[f"2 blocks and differences, {share}"] = (SharedLayers(map="sequence", blocks=2), budget)
             found[f"1 block and differences, not aligned, {share}"] = (SharedLayers(map="all", align=False), budget)
         form = {"stored_dtype": "int8"}  # a smaller dtype pays for the differences at the size of one block
         if blocks < 3:
@@ -74,7 +75,8 @@ def contenders() -> dict[str, tuple[Any, Budget | None]]:
 MAIN = name_of(3, INIT, OURS)
 TIMED = name_of(3, "weighted", OURS)  # the strict row that gets minutes; the others get its steps
 TRAINED = (
-    TIMED, MAIN, name_of(1, INIT, OURS), "1 block and differences, 1/2", "1 block and differences, 1/3",
+    TIMED, MAIN, name_of(2, INIT, OURS), name_of(1, INIT, OURS), "2 blocks and differences, 1/2",
+    "1 block and differences, 1/2", "1 block and differences, 1/3",
     "low rank, 1/2", "low rank, 1/3", "low rank, 1/6", "1 block and differences, int8, 1/6", "Tucker, 1/2",
     "Tucker, 1/6",
     *(
