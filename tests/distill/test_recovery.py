@@ -1,6 +1,7 @@
 """Recovery as a step of compression."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import fewfold
 from fewfold import DistillError, LowRank, Recipe
 from fewfold.checkpoint.config import structure_of
 from fewfold.distill.recovery import Recovery
+from fewfold.distill.tokens import tokenise
 
 PLAIN = LowRank(rank=6, weighting="none")
 
@@ -63,7 +65,7 @@ def test_calibration_texts_serve_both(teacher, tokenizer, texts):
         ({}, "recovery needs texts"),
         ({"recovery": Recovery(data=[]), "tokenizer": make_tokenizer()}, "data is empty"),
         ({"recovery": Recovery(data=sentences(9))}, "need a tokenizer"),
-        ({"recovery": Recovery(data=iter(sentences(9))), "tokenizer": make_tokenizer()}, "not an iterator"),
+        ({"calibration": iter(sentences(9)), "tokenizer": make_tokenizer()}, "not an iterator"),
         ({"recover": "sometimes"}, "no distillation config"),
     ],
 )
@@ -73,3 +75,33 @@ def test_what_is_missing_is_told_before_anything_is_done(teacher, options, messa
         fewfold.compress(teacher, PLAIN, **{"recover": "5 steps", **options})
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert structure_of(teacher) is None
+
+
+def test_texts_are_read_and_tokenised_once(teacher, tokenizer, texts, monkeypatch):
+    read = []
+    reading = sys.modules["fewfold.distill.reading"]
+    monkeypatch.setattr(reading, "tokenise", lambda *given: read.append(1) or tokenise(*given))
+    model = copy.deepcopy(teacher)
+    recovery = Recovery(data=(text for text in texts))
+    fewfold.compress(model, PLAIN, tokenizer=tokenizer, recover=[config(steps=2)] * 2, recovery=recovery)
+    assert read == [1]
+    assert [record["steps"] for record in structure_of(model).provenance["recoveries"]] == [2, 2]
+
+
+def test_a_folder_of_another_recovery_is_found_before_anything_is_compressed(
+    teacher, tokenizer, texts, tmp_path, monkeypatch
+):
+    def recover(**settings):
+        model = copy.deepcopy(teacher)
+        recovery = Recovery(data=texts, folder=tmp_path / "run")
+        fewfold.compress(
+            model, PLAIN, tokenizer=tokenizer, recover=config(checkpoint_minutes=1e-9, **settings), recovery=recovery
+        )
+        return model
+
+    done = recover(steps=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["fewfold.compress"], "find_units", lambda *_: pytest.fail("began to compress"))
+        with pytest.raises(DistillError, match="phase-1 holds checkpoints of a run with other"):
+            recover(steps=3, learning_rate=0.5)
+    assert distance(recover(steps=3), done) == 0  # its own are gone on from

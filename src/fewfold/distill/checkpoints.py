@@ -18,8 +18,25 @@ LIMITS = ("steps", "minutes", "epochs", "checkpoint_minutes", "evaluate_minutes"
 
 def run_key(config: DistillConfig, data: str, student: str) -> str:
     """What has to be the same for a run to go on: all but its limits, the data and the student's shapes."""
-    settings = json.dumps({k: v for k, v in config.model_dump(mode="json").items() if k not in LIMITS})
-    return hashlib.blake2b(f"{settings}|{data}|{student}".encode(), digest_size=16).hexdigest()
+    return _hash(f"{_settings(config)}|{data}|{student}")
+
+
+def work_key(config: DistillConfig, data: str) -> str:
+    """What of that is known before there is a student."""
+    return _hash(f"{_settings(config)}|{data}")
+
+
+def _settings(config: DistillConfig) -> str:
+    return json.dumps({k: v for k, v in config.model_dump(mode="json").items() if k not in LIMITS})
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def phase_folder(checkpoints: Path | None, number: int) -> Path | None:
+    """Where a run's phase (from 1) keeps its checkpoints."""
+    return None if checkpoints is None else checkpoints / f"phase-{number}"
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
@@ -38,11 +55,10 @@ def last_checkpoint(
     :param begun: sketches of the models that this run begins with.
     :raises DistillError: if it belongs to another run.
     """
-    found = [path for path in folder.glob("checkpoint-*") if (path / STATE).is_file()]
-    if not found:
+    found = _newest(folder)
+    if found is None:
         return None
-    newest = max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    state = json.loads((newest / STATE).read_text(encoding="utf-8"))
+    newest, state = found
     if state["key"] != key:
         raise DistillError(
             f"{folder} holds checkpoints of a run with other settings, data or student: remove that folder, or start "
@@ -56,3 +72,23 @@ def last_checkpoint(
                 "folder, or start anew with resume=False (--fresh)"
             )
     return newest, state
+
+
+def refuse_others(folder: Path, work: str) -> None:
+    """Find out before there is a student whether a folder's checkpoints can be this run's.
+
+    :raises DistillError: if they learn otherwise, or from other data.
+    """
+    found = _newest(folder)
+    if found is not None and found[1].get("work", work) != work:
+        raise DistillError(
+            f"{folder} holds checkpoints of a run with other settings or data: remove that folder, or give another one"
+        )
+
+
+def _newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    found = [path for path in folder.glob("checkpoint-*") if (path / STATE).is_file()]
+    if not found:
+        return None
+    newest = max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    return newest, json.loads((newest / STATE).read_text(encoding="utf-8"))

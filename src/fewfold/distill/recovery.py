@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fewfold.distill.checks import check_models, vocabularies_of
 from fewfold.distill.config import DistillConfig
 from fewfold.distill.presets import phases_of
+from fewfold.distill.reading import Reading
 from fewfold.distill.rehearsal import rehearse
 from fewfold.distill.stacks import is_seq2seq
 from fewfold.errors import DistillError
@@ -34,12 +35,13 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Distillation:
-    """A planned recovery, teacher included."""
+    """A planned recovery, teacher and texts included."""
 
     teacher: Any
     phases: list[DistillConfig]
     tokenizer: Any
     recovery: Recovery
+    reading: Reading
 
     def run(self, student: Any) -> None:
         """Let the compressed model learn from the dense one."""
@@ -49,7 +51,7 @@ class Distillation:
         folder = self.recovery.folder
         outcome = distil(
             self.teacher, student, self.recovery.data, config=self.phases, tokenizer=self.tokenizer,
-            exclude=self.recovery.exclude, checkpoints=folder, data_name=self.recovery.name,
+            checkpoints=folder, data_name=self.recovery.name, reading=self.reading,
         )  # fmt: skip
         if folder is not None:
             write_history(outcome, folder)
@@ -61,8 +63,8 @@ def prepare(
     """Plan a recovery before anything is compressed; None where none is asked for.
 
     :param recover: phases, or what :func:`phases_of` reads as such.
-    :raises DistillError: if there are no texts to distil on, too few or too short ones, or a loss asks for what the
-        model does not give.
+    :raises DistillError: if there are no texts to distil on, too few or too short ones, a loss asks for what the
+        model does not give, or the folder holds another run's checkpoints.
     """
     if recover is None or recover == []:
         return None
@@ -70,10 +72,9 @@ def prepare(
     data = calibration if recovery.data is None else recovery.data
     if data is None:
         raise DistillError("recovery needs texts: pass calibration=texts, or recovery=Recovery(data=texts)")
-    if isinstance(data, Iterator):
-        raise DistillError("recovery reads its texts after compression has: pass a list, not an iterator")
+    if recovery.data is None and isinstance(data, Iterator):
+        raise DistillError("compression and recovery both read these texts: pass a list, not an iterator")
     teacher = copy.deepcopy(model)
     check_models(teacher, model, vocabularies_of(tokenizer) if is_seq2seq(model) else tokenizer)
-    exclude = list(recovery.exclude)
-    rehearse(teacher, data, phases, tokenizer, exclude)
-    return Distillation(teacher, phases, tokenizer, Recovery(data, exclude, recovery.folder, recovery.name))
+    reading = rehearse(teacher, data, phases, tokenizer, recovery.exclude, recovery.folder)
+    return Distillation(teacher, phases, tokenizer, replace(recovery, data=data), reading)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from fewfold.distill.checks import check_data, check_labels, vocabularies_of
+from fewfold.distill.checkpoints import phase_folder, refuse_others, work_key
+from fewfold.distill.checks import check_data, vocabularies_of
 from fewfold.distill.config import DistillConfig
-from fewfold.distill.examples import read_examples
 from fewfold.distill.masked import BatchMasking
 from fewfold.distill.objective import Objective
+from fewfold.distill.reading import Reading, planned_steps, split_off
 from fewfold.distill.stacks import is_seq2seq
 from fewfold.distill.teachers import LiveTeacher
 from fewfold.measure.modes import evaluating
@@ -19,22 +21,29 @@ from fewfold.measure.modes import evaluating
 TEXTS = 2
 
 
-def rehearse(model: Any, data: Any, phases: Sequence[DistillConfig], tokenizer: Any, exclude: Iterable[str]) -> None:
+def rehearse(
+    model: Any,
+    data: Any,
+    phases: Sequence[DistillConfig],
+    tokenizer: Any,
+    exclude: Iterable[str],
+    checkpoints: Path | None = None,
+) -> Reading:
     """Read the texts and work out every loss once on a few of them, the model being its own student.
 
     :param model: the teacher; its parameters are not changed.
+    :param checkpoints: the folder that the recovery will keep its checkpoints in.
+    :return: the texts, for the recovery.
     :raises DistillError: for whatever would stop the recovery later.
     """
-    from fewfold.distill.run import planned_steps, split_off, tokens_of
-
-    writes = is_seq2seq(model)
-    words = vocabularies_of(tokenizer) if writes else tokenizer
-    labelled = [phase for phase in phases if phase.masking is None]
-    examples = read_examples(data, any(phase.labels for phase in labelled), exclude, writes)
-    check_labels(examples.labels if labelled else None, model)
-    for phase in phases:
-        learned, _ = split_off(tokens_of(examples, words, model, phase), phase)
+    words = vocabularies_of(tokenizer) if is_seq2seq(model) else tokenizer
+    reading = Reading(data, phases, words, exclude, model)
+    for number, phase in enumerate(phases, 1):
+        learned, _ = split_off(reading.tokens(phase), phase)
         check_data(learned, phase, planned_steps(phase, len(learned)))
+        folder = phase_folder(checkpoints, number)
+        if folder is not None:
+            refuse_others(folder, work_key(phase, learned.fingerprint()))
         objective = Objective(phase, model, model).to(next(model.parameters()).device)
         masking = BatchMasking.of(phase, words)
         batch = learned.batch(list(range(min(TEXTS, len(learned)))))
@@ -45,3 +54,4 @@ def rehearse(model: Any, data: Any, phases: Sequence[DistillConfig], tokenizer: 
             objective(
                 given, LiveTeacher(model, objective.needs(1))(batch), batch, dict.fromkeys(objective.counts(batch), 1.0)
             )
+    return reading

@@ -29,19 +29,17 @@ BEST = "best.safetensors"
 class Watch(TrainerCallback):
     """Follows one run.
 
-    :param key: marks its checkpoints.
+    :param marks: what its checkpoints are known by.
     :param held_out: texts to measure the loss on, or None.
     :param teacher: gives outputs for them.
     :param saves: whether checkpoints are written.
-    :param begun: sketches of the models that it begins with, kept in checkpoints.
     """
 
     def __init__(
-        self, trainer: DistillTrainer, key: str, held_out: TokenisedTexts | None, teacher: Teacher, saves: bool,
-        begun: dict[str, list[float]],
+        self, trainer: DistillTrainer, marks: dict[str, Any], held_out: TokenisedTexts | None, teacher: Teacher,
+        saves: bool,
     ) -> None:  # fmt: skip
-        self.trainer, self.key, self.held_out, self.teacher, self.saves = trainer, key, held_out, teacher, saves
-        self.begun = begun
+        self.trainer, self.marks, self.held_out, self.teacher, self.saves = trainer, marks, held_out, teacher, saves
         self.config, self.clock, self.history = trainer.config, trainer.clock, History()
         self.sums: dict[str, Tensor] = {}
         self.since = 0  # steps that the next point of the curve averages
@@ -112,8 +110,7 @@ class Watch(TrainerCallback):
             if self.best:
                 save_file(self.best, folder / BEST)
             content = {
-                "key": self.key, "begun": self.begun, "history": asdict(self.history), "began": self.clock.began,
-                "stall": self.stall,
+                **self.marks, "history": asdict(self.history), "began": self.clock.began, "stall": self.stall,
             }  # fmt: skip
             write_state(folder, content)
         seconds = time.perf_counter() - self.save_start
