@@ -155,15 +155,24 @@ def test_cores_are_what_the_factors_see_of_the_slices(count, rows, columns, left
 def test_sweeps_never_raise_the_error_and_lower_it_at_harsh_ranks(seed, bank):
     tensor = decaying(12, 16, 14, power=0.35, seed=seed)
     stack = Stack(list(tensor), "left", "right", bank)
-    told = []
     start = decompose([stack], {"left": 3, "right": 4}, sweeps=0)
-    found = decompose([stack], {"left": 3, "right": 4}, sweeps=5, tolerance=FORCED, progress=told.append)
+    found = decompose([stack], {"left": 3, "right": 4}, sweeps=5, tolerance=FORCED)
     assert found.history[0] == start.error
     assert len(found.history) == 6
-    assert len(told) == 5
     assert all(after <= before + 1e-6 for before, after in pairwise(found.history))
     whole = tensor.double().numpy()
     assert relative(whole, by_hand(found, stack)) < relative(whole, by_hand(start, stack)) - 1e-3
+
+
+def test_large_decompositions_show_how_far_they_are(monkeypatch, capsys):
+    monkeypatch.setenv("FEWFOLD_PROGRESS", "1")
+    stack, ranks = Stack(list(decaying(12, 16, 14, power=0.35)), "left", "right", 3), {"left": 3, "right": 4}
+    quiet = decompose([stack], ranks, sweeps=2, tolerance=FORCED)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("fewfold.linalg.tucker.SHOWN_FROM", 100)
+    shown = decompose([stack], ranks, sweeps=2, tolerance=FORCED)
+    assert "alternating sweeps" in capsys.readouterr().err
+    assert shown.history == quiet.history
 
 
 def test_sweeps_end_once_they_gain_less_than_the_tolerance():

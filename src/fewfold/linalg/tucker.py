@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from fewfold.linalg.spectra import eigh_descending
+from fewfold.progress import track
 
 CHUNK = 2**24  # numbers of a stack that are looked at together
+SHOWN_FROM = 2**23  # numbers of all stacks, from which progress is shown
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,12 @@ def decompose(
     *,
     sweeps: int = 4,
     tolerance: float = 1e-4,
-    progress: Callable[[str], None] | None = None,
 ) -> Decomposition:
     """Decompose stacks whose slices share factors by name.
 
     :param ranks: of each factor by name, at most its width.
     :param sweeps: alternating sweeps after the start; 0 gives the (sequentially truncated) HOSVD.
     :param tolerance: a sweep that lowers the relative error by less ends them.
-    :param progress: told after every sweep.
     :return: deterministic: equal input gives equal output.
     :raises ValueError: if widths, ranks or bank sizes do not fit.
     """
@@ -91,11 +91,11 @@ def decompose(
     state = _State(stacks, dict(ranks), widths)
     state.start()
     history = [_relative_error(energy, state.cores_energy())]
-    for number in range(sweeps):
+    steps = range(sweeps)
+    large = sum(part.numel() for stack in stacks for part in stack.slices) > SHOWN_FROM
+    for _ in track(steps, "alternating sweeps") if large and sweeps else steps:
         state.sweep()
         history.append(_relative_error(energy, state.cores_energy()))
-        if progress is not None:
-            progress(f"sweep {number + 1}: relative error {history[-1]:.6f}")
         if history[-2] - history[-1] < tolerance:
             break
     return Decomposition(state.factors, state.cores, state.mixes, energy, history)
