@@ -166,6 +166,30 @@ def test_heads_with_positions_of_their_own_keep_their_order(name, kinds):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("llama_lm", {"heads", "values"}), ("bert", {"heads", "values", "queries"})]
+)
+def test_rotary_positions_are_seen_in_half_precision_too(name, kinds, dtype):
+    """Rotated queries of a small fresh Llama change its outputs by less than half precision rounds them by."""
+    from fewfold.methods.shared_layers.align import _bundles
+    from fewfold.methods.shared_layers.turns import changes_nothing
+
+    model = make(name).to(dtype)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    addresses = [parameter.data_ptr() for parameter in model.parameters()]
+    targets = [target for target in find_targets(model) if target.kind == "linear" and not target.head]
+    bundles = [b for (_, layer, _), b in _bundles(model, targets, False).items() if layer == 1]
+    assert {bundle.kind for bundle in bundles} == {"neurons", "heads"}
+    for bundle in bundles:
+        tried = {"neurons"} if bundle.kind == "neurons" else {"heads", "values", "queries"}
+        found = {kind for kind in tried if changes_nothing(model, bundle, kind, inputs(name))}
+        assert found == (tried & kinds if bundle.kind == "heads" else tried)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert [parameter.data_ptr() for parameter in model.parameters()] == addresses
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
 def test_rotated_heads_are_found_again():
     model = deep("bert", 3)
     for layer in model.encoder.layer[1:]:

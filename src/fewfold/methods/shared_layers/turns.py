@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 from fewfold.linalg.alignment import match_neurons
 from fewfold.linalg.heads import Heads, match_heads, rotate_heads, rows_of_heads
+from fewfold.measure.modes import evaluating
 from fewfold.surgery.targets import Target
 
+HALVES = (torch.float16, torch.bfloat16)
 IDLE = 3e-5  # largest change of an output, relative, that counts as rounding in fp32
-IDLE_HALF = 2e-2  # the same of a model in half precision
 
 
 @dataclass(frozen=True)
@@ -213,24 +215,88 @@ def _write(values: Tensor, target: Target, new: Tensor) -> None:
 
 
 def changes_nothing(model: nn.Module, bundle: Bundle, kind: str, inputs: Mapping[str, Tensor]) -> bool:
-    """Whether a model's output stays when one bundle is turned at random.
+    """Whether the output of the part that a bundle belongs to stays when the bundle is turned at random.
 
-    Position biases of single heads (ALiBi, T5), norms between the weights, rotary positions: all of it shows here.
+    Position biases of single heads (ALiBi, T5), norms between the weights, rotary positions: all of it
+    shows here. In half precision that part alone is tried in fp32, as rounding would hide what a turn changes.
+
+    :raises RuntimeError: if the model does not run that part.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            before = _outputs(model(**inputs))
-            with turned(model, bundle, random_turns(bundle, kind)):
-                after = _outputs(model(**inputs))
-    finally:
-        model.train(was_training)
-    half = before.dtype in (torch.float16, torch.bfloat16)
+    part = _around(model, bundle)
+    with evaluating(model), torch.no_grad(), _in_fp32(part):
+        before = _output_of(part, model, inputs)
+        with turned(model, bundle, random_turns(bundle, kind)):
+            after = _output_of(part, model, inputs)
     change = (after.double() - before.double()).abs().max() / before.double().abs().max().clamp_min(1e-30)
-    return bool(change <= (IDLE_HALF if half else IDLE))
+    return bool(change <= IDLE)
+
+
+def _around(model: nn.Module, bundle: Bundle) -> nn.Module:
+    """The smallest module that holds a bundle and is called."""
+    pieces = [target.module.split(".") for target in bundle.members.values()]
+    name = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, zip(*pieces, strict=False))]
+    while isinstance(model.get_submodule(".".join(name)), nn.ModuleList | nn.ModuleDict):
+        name.pop()
+    return model.get_submodule(".".join(name))
+
+
+@contextmanager
+def _in_fp32(part: nn.Module) -> Iterator[None]:
+    """A part whose numbers in half precision are fp32 for now, and afterwards the same tensors as before."""
+    held = [t for t in (*part.parameters(), *part.buffers()) if t.dtype in HALVES]
+    kept = [tensor.data for tensor in held]
+    try:
+        for tensor in held:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, data in zip(held, kept, strict=True):
+            tensor.data = data
+
+
+class _Seen(Exception):
+    """Ends a forward pass whose further results nobody wants."""
+
+
+def _output_of(part: nn.Module, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """What a part gives at its first call, its inputs in fp32 where they were in half precision."""
+    seen: list[Tensor] = []
+
+    def enter(_: nn.Module, given: Any, named: Any) -> Any:
+        return _widened(given), _widened(named)
+
+    def leave(_: nn.Module, __: Any, ___: Any, result: Any) -> None:
+        seen.append(_outputs(result))
+        raise _Seen
+
+    hooks = [
+        part.register_forward_pre_hook(enter, with_kwargs=True),
+        part.register_forward_hook(leave, with_kwargs=True),
+    ]
+    try:
+        with suppress(_Seen):
+            model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen:
+        raise RuntimeError(f"the model does not call its {type(part).__name__}")
+    return seen[0]
+
+
+def _widened(value: Any) -> Any:
+    """Tensors in half precision as fp32, in tuples, lists and dictionaries too."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in HALVES else value
+    if type(value) in (tuple, list):
+        return type(value)(_widened(item) for item in value)
+    if type(value) is dict:
+        return {key: _widened(item) for key, item in value.items()}
+    return value
 
 
 def _outputs(result: Any) -> Tensor:
-    values = result.values() if hasattr(result, "values") else result if isinstance(result, tuple) else (result,)
+    if isinstance(result, Tensor):
+        return result
+    values = result.values() if hasattr(result, "values") else result
     return next(value for value in values if isinstance(value, Tensor) and value.is_floating_point())
