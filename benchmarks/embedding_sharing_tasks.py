@@ -176,7 +176,8 @@ def draw(kept: dict[str, Cell], scale: float, seed: int) -> None:
     lines += [
         "", f"Seed {seed}, steps × {scale:g}. Kept of dense: the figure over the dense twin's, of perplexities dense "
         "over it. 'reproduced': the interval's lower end is at least 0.955; 'at this scale': the figure is, the "
-        f"lower end is not; 'not reached': neither. Tokens/s are of training here{in_bf16(kept)}.", "", "Floors:", "",
+        f"lower end is not; 'not reached': neither. Tokens/s are of training{in_bf16(kept)}; cells were measured on "
+        "different days, machines and beside other work, so that neither they nor minutes compare.", "", "Floors:", "",
         *floors, "", *masked_table(kept, scale, seed),
     ]  # fmt: skip
     publish_checks(
