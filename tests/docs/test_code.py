@@ -116,6 +116,19 @@ def test_numbers_in_the_text_are_those_that_were_measured(page, words, result, r
     assert words.format(near) in text, near
 
 
+@pytest.mark.parametrize("task", ["masked LM, SST-2", "LSTM LM, WikiText-2", "translation, Multi30k"])
+def test_kept_quality_in_the_text_is_what_was_measured(task):
+    measured = json.loads((RESULTS / "embedding_sharing_tasks.json").read_text(encoding="utf-8"))["rows"]
+    cells = {cell["kind"]: cell for cell in measured if cell["task"] == task}
+    kept = {kind: float(cell["row"][6]) for kind, cell in cells.items() if kind != "dense"}
+    share = cells["veps"]["cell"]["hidden"] / cells["dense"]["cell"]["hidden"]
+    text = (DOCS / "methods/embedding_sharing.md").read_text(encoding="utf-8")
+    assert f"| {100 * share:.0f} % | {kept['veps']:.2f} | {kept['shared']:.2f} |" in text
+    if "veps-distilled" in kept:
+        assert f"gains:\n{kept['veps-distilled']:.2f} of its accuracy" in text
+        assert kept["veps-int8"] == pytest.approx(kept["veps"], abs=0.003)
+
+
 def test_every_method_has_a_page_with_what_a_page_owes():
     from fewfold.methods.registry import METHODS
 
