@@ -101,9 +101,18 @@ SAID = [  # page, words around a number there, the result and row that it is dra
         ("methods/shared_layers.md", words, "shared_layers_quality", f"3 blocks, {start}, aligned and rotated{after}")
         for after, all_words in {
             ", 10 minutes": ("weighted mean to {:.2f}", "ours to {:.2f}", "evenly spaced layers to {:.2f}"),
-            "": ("they are at {:.2f}", ", {:.2f} and", "and {:.2f} ("),
+            "": ("they are at {:.2f}", ", {:.2f} and", "and {:.2f}."),
         }.items()
         for words, start in zip(all_words, ("weighted", "anchored", "stepwise"), strict=True)
+    ],
+    *[
+        ("methods/shared_layers.md", words, "shared_layers_quality", row)
+        for words, row in {
+            "before and after: {:.2f},": "1 block, anchored, aligned and rotated",
+            ", then {:.2f} (": "1 block, anchored, aligned and rotated, 10 minutes",
+            "keeps {:.2f} of the neighbours": "1 block and differences, int8, 1/6, 10 minutes",
+            "one strict block {:.2f}": "1 block, anchored, aligned and rotated, 10 minutes",
+        }.items()
     ],
 ]  # fmt: skip
 
