@@ -127,7 +127,7 @@ def draw(kept: dict[str, Any], scale: float) -> None:
         if name != "default" and better:
             said.append(f"- {name}: better" + (f", for {count - base:,} numbers more" if count > base else ""))
     lines += [
-        "", f"{max(4, round(STEPS * scale))} steps a training. Ratios are of both seeds together; their intervals are "
+        "", f"{max(4, round(STEPS * scale))} steps a training. Ratios are of all seeds together; their intervals are "
         "over windows of text, not over seeds.", "", "Choices that beat the default:", "",
         *(said or ["- none: the defaults stay"]), "",
     ]  # fmt: skip
