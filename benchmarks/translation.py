@@ -70,6 +70,12 @@ def measure(kind: str, slim: bool, seed: int) -> dict[str, Any]:
     return found
 
 
+def measured() -> dict[str, list[dict[str, Any]]]:
+    """The runs of every row that is there, in the order of `ROWS`."""
+    there = json.loads(FILE.read_text()) if FILE.exists() else {}
+    return {name: there[name] for name in ROWS if name in there}
+
+
 def main() -> None:
     """Measure what is missing, then draw the table."""
     parser = argparse.ArgumentParser()
@@ -78,14 +84,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows: dict[str, list[dict[str, Any]]] = json.loads(FILE.read_text()) if FILE.exists() else {}
+    rows = measured()
     for name in options.rows or ROWS:
         if any(row["seed"] == options.seed for row in rows.get(name, [])):
             continue
         row = {"threads": options.threads, **measure(*ROWS[name], options.seed)}
+        rows = measured()  # another process may have added rows meanwhile
         rows.setdefault(name, []).append(row)
         FILE.parent.mkdir(exist_ok=True)
-        FILE.write_text(json.dumps(rows), encoding="utf-8")
+        FILE.write_text(json.dumps(rows) + "\n", encoding="utf-8")
         print(name, row["greedy"]["value"], row["beam"]["value"], flush=True)
     draw(rows)
 
