@@ -70,7 +70,7 @@ class SlimLMConfig(PreTrainedConfig):
         output_codes: dict[str, Any] | None = None,
         initializer_range: float = 0.05,
         loss: str = "full",
-        loss_chunk: int = 128,
+        loss_chunk: int = 256,
         loss_samples: int = 1024,
         loss_noise: str = "log_uniform",
         loss_log_normalizer: float | None = None,

@@ -33,7 +33,7 @@ class LossOptions:
     """
 
     kind: str = "full"
-    chunk: int = 128
+    chunk: int = 256
     samples: int = 1024
     counts: Tensor | None = None
     log_normalizer: float | None = None
