@@ -128,7 +128,10 @@ CLAIMS = [
         SHAREBERT, "the same idea serves recurrent and convolutional layers, decoders, translation and captioning",
         "embedding_sharing_tasks", reached("VEPS, shared by all layers: kept of dense"),
     ),
-    Claim(SLIM, "perplexity near the dense model's at a tenth of the numbers", "slim_lm_words", reached("slim 1/10's perplexity")),
+    Claim(
+        SLIM, "perplexity near the dense model's at a tenth of the numbers",
+        "slim_lm_words", reached("slim 1/10's perplexity"),
+    ),
     Claim(SLIM, "an input layer with a fiftieth of its numbers costs nothing", "slim_lm_words", reached("slim input")),
     Claim(SLIM, "translation keeps its BLEU", "translation", reached("slim")),
     Claim(SLIM, "One Billion Word: 38.3 against 30.6 with 0.25 of 1.8 billion numbers", None),

@@ -39,7 +39,7 @@ class CostModel:
         if quantity == "latency":
             return sum(self._timing().dense(target) for target in unit.targets)
         if quantity == "macs":
-            return sum(target.numel for target in unit.targets if target.kind == "linear")
+            return sum(target.dense_macs for target in unit.targets)
         return unit.dense_parameters * (self.element_size if quantity == "bytes" else 1)
 
     def choice(self, quantity: Quantity, unit: Unit, settings: Mapping[str, Any] | None) -> float:
@@ -67,4 +67,4 @@ class CostModel:
             return stored_numbers(self.model) - replaced
         if quantity == "bytes":
             return stored_bytes(self.model) - replaced
-        return sum(target.numel for target in find_targets(self.model) if target.kind == "linear") - replaced
+        return sum(target.dense_macs for target in find_targets(self.model)) - replaced

@@ -73,6 +73,16 @@ class Target:
         return self.rows * self.columns
 
     @property
+    def heads(self) -> int:
+        """How many output layers multiply by this weight, tied to it."""
+        return sum(tie.role == "head" for tie in self.ties)
+
+    @property
+    def dense_macs(self) -> int:
+        """A token's multiply-accumulates with the dense weight: a linear map's, or those of a table's tied heads."""
+        return self.numel * (self.heads if self.kind == "embedding" else self.kind == "linear")
+
+    @property
     def layer(self) -> int | None:
         """The first number in the name that stands alone: the layer, 0-based."""
         return next((int(piece) for piece in self.module.split(".") if piece.isdigit()), None)

@@ -38,7 +38,7 @@ class DenseMethod(Method):
         """All numbers of the weight, in the bytes of its stored dtype."""
         (target,) = unit.targets
         size = unit.config.stored.matrix_bytes(target.rows, target.columns, element_size)
-        return Cost(target.numel, size, target.numel if target.kind == "linear" else 0)
+        return Cost(target.numel, size, target.dense_macs)
 
     def errors(
         self, unit: Unit, sizes: Sequence[Mapping[str, Any]], weights: Mapping[str, Tensor], statistics: Statistics

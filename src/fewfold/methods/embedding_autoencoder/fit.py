@@ -75,7 +75,8 @@ class EmbeddingAutoencoderMethod(Method):
     def cost(self, unit: Unit, settings: Mapping[str, Any], element_size: int = 4) -> Cost:
         """``rank · (vocab + dim)`` numbers and ``dim`` for the bias; a token multiplies ``rank · dim``."""
         (target,) = unit.targets
-        return table_cost(target, settings["rank"], settings["mean_row"], unit.config.stored, element_size)
+        chained = settings.get("activation", "linear") == "linear"
+        return table_cost(target, settings["rank"], settings["mean_row"], unit.config.stored, element_size, chained)
 
     def errors(
         self, unit: Unit, sizes: Sequence[Mapping[str, Any]], weights: Mapping[str, Tensor], statistics: Statistics

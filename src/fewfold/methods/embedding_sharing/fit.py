@@ -80,7 +80,8 @@ class EmbeddingSharingMethod(Method):
         stored = unit.config.stored
         size = stored.matrix_bytes(table.rows, width, element_size) + (extra + bias) * element_size
         size += stored.matrix_bytes(columns, width, element_size) if columns else 0
-        macs += sum(target.numel for target in unit.targets[1:])
+        head = table.rows * width + macs if config.head == "factored" else table.numel
+        macs += table.heads * head + sum(target.numel for target in unit.targets[1:])
         return Cost((table.rows + columns) * width + bias + extra, size, macs)
 
     def errors(

@@ -132,12 +132,19 @@ class LowRankMethod(Method):
         )
 
 
-def table_cost(target: Target, rank: int, mean_row: bool, stored: StoredDtype, element_size: int) -> Cost:
-    """Latents, directions and the mean row of a table; a looked-up token multiplies ``rank · dim``."""
+def table_cost(
+    target: Target, rank: int, mean_row: bool, stored: StoredDtype, element_size: int, chained: bool = True
+) -> Cost:
+    """Latents, directions and the mean row of a table; a looked-up token multiplies ``rank · dim``.
+
+    :param chained: whether a tied output layer can multiply by the factors.
+    """
     extra = target.columns if mean_row else 0
     size = stored.matrix_bytes(target.rows, rank, element_size) + extra * element_size
     size += stored.matrix_bytes(target.columns, rank, element_size)
-    return Cost(rank * (target.rows + target.columns) + extra, size, rank * target.columns)
+    numbers = rank * (target.rows + target.columns) + extra
+    head = min(numbers, target.numel) if chained else target.numel
+    return Cost(numbers, size, rank * target.columns + target.heads * head)
 
 
 def _settings(unit: Unit, rank: int) -> dict[str, Any]:

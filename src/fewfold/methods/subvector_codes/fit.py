@@ -141,7 +141,10 @@ class SubvectorCodesMethod(Method):
         numbers = settings_numbers(target.rows, target.columns, settings)
         size = settings_bytes(target.rows, target.columns, settings, unit.config.stored, element_size)
         if target.kind == "embedding":
-            return Cost(numbers, size, settings["rank"] * target.columns)
+            latents = settings["rank"] * target.columns
+            head = latents + target.columns * settings["mean_row"]
+            head += sum(settings["rank"] * stage.words for stage in stages_of(settings))
+            return Cost(numbers, size, latents + target.heads * min(head, target.numel))
         products = sum(target.columns * stage.words for stage in stages_of(settings))
         return Cost(numbers, size, min(products, target.numel))
 
