@@ -77,8 +77,8 @@ MODELS = {
         Row("slim 1/50", (50, 50)),
         Row("slim input 1/50", (50, None)),
         Row("dense, bytes of slim 1/50", like="slim 1/50"),
-        Row("slim 1/10, half of it private", (10, 10), private=0.5),
-        Row("slim 1/50, half of it private", (50, 50), private=0.5),
+        Row("slim 1/10, a tenth of it private", (10, 10), private=0.1),
+        Row("slim 1/50, a tenth of it private", (50, 50), private=0.1),
     )
 }
 BASELINE = f"Kneser-Ney {ORDER}-gram"
