@@ -14,6 +14,7 @@ from distill_models import Killed, config, kill_at, make_teacher, make_tokenizer
 import fewfold
 from fewfold.distill.run import distil
 from fewfold.distill.trainer import DistillTrainer
+from fewfold.training import rounding
 
 # texts of unequal length: means over each process's own tokens would differ from the whole batch's
 SETTINGS = {
@@ -29,9 +30,10 @@ SETTINGS = {
 }
 
 
-def run(folder=None):
+def run(folder=None, stored="fp32"):
     teacher = make_teacher()
-    student = fewfold.compress(copy.deepcopy(teacher), fewfold.SharedFactors(rank=6, weighting="none"))
+    method = fewfold.SharedFactors(rank=6, weighting="none", stored_dtype=stored)
+    student = fewfold.compress(copy.deepcopy(teacher), method)
     outcome = distil(
         teacher, student, sentences(96), config=config(**SETTINGS), tokenizer=make_tokenizer(), checkpoints=folder
     )
@@ -51,7 +53,7 @@ SHARDED = {
 }  # fmt: skip
 
 
-def worker(rank, port, folder, options):
+def worker(rank, port, folder, options, stored):
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(True)
@@ -71,20 +73,20 @@ def worker(rank, port, folder, options):
         patch.setattr(DistillTrainer, "compute_loss", counting)
         live = kill_at(patch, 4)
         with pytest.raises(Killed):
-            run(folder / "checkpoints")
+            run(folder / "checkpoints", stored)
         live()
-        result = {**run(folder / "checkpoints"), "units": sorted(set(units))}
+        result = {**run(folder / "checkpoints", stored), "units": sorted(set(units))}
     (folder / f"{rank}.json").write_text(json.dumps(result))
     torch.distributed.destroy_process_group()
 
 
-def two_processes(tmp_path, options):
+def two_processes(tmp_path, options, stored):
     """Run in two processes; what each of them found."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=worker, args=(rank, port, tmp_path, options)) for rank in range(2)]
+    workers = [context.Process(target=worker, args=(rank, port, tmp_path, options, stored)) for rank in range(2)]
     for process in workers:
         process.start()
     for process in workers:
@@ -94,12 +96,19 @@ def two_processes(tmp_path, options):
 
 
 @pytest.mark.parametrize(
-    "options", [pytest.param({}, id="replicas"), pytest.param(SHARDED, id="FSDP2", marks=pytest.mark.full)]
+    ("options", "stored"),
+    [
+        pytest.param({}, "fp32", id="replicas"),
+        pytest.param({}, "int3", id="replicas-int3", marks=pytest.mark.full),
+        pytest.param(SHARDED, "fp32", id="FSDP2", marks=pytest.mark.full),
+        pytest.param(SHARDED, "int3", id="FSDP2-int3", marks=pytest.mark.full),
+    ],
 )
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, so that they need not import torch again")
-def test_two_processes_learn_as_one(options, tmp_path):
-    two = two_processes(tmp_path, options)
-    one = run()
+def test_two_processes_learn_as_one(options, stored, tmp_path, monkeypatch):
+    monkeypatch.setattr(rounding, "REFRESH", 2)  # scales change too
+    two = two_processes(tmp_path, options, stored)
+    one = run(stored=stored)
     assert one["curve"][-1] < one["curve"][0]
     assert len(list((tmp_path / "checkpoints" / "phase-1").glob("checkpoint-*"))) == 2
     for result in two:
@@ -112,6 +121,6 @@ def test_two_processes_learn_as_one(options, tmp_path):
     state = tmp_path / "checkpoints" / "phase-1" / "checkpoint-5" / "distill_state.json"
     assert json.loads(state.read_text())["history"]["steps"] == 5
     shutil.rmtree(state.parent)
-    alone = run(tmp_path / "checkpoints")  # one process goes on from what two have left
+    alone = run(tmp_path / "checkpoints", stored)  # one process goes on from what two have left
     assert alone["curve"] == pytest.approx(one["curve"], abs=1e-4)
     assert alone["numbers"] == pytest.approx(one["numbers"], abs=1e-4)

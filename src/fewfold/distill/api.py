@@ -34,8 +34,8 @@ def distill(
     """Let a compressed student learn from its dense teacher, in place.
 
     :param teacher: the dense model; it is only read.
-    :param student: the compressed model; all its stored tensors train. Integer-kept ones train as floats and are
-        rounded when they are saved.
+    :param student: the compressed model; all its stored tensors train. Integer-kept ones have floats
+        behind them and end on their grids.
     :param data: texts, rows with text and label columns (dictionaries, named tuples), or a datasets.Dataset.
     :param config: a DistillConfig or a list of them (phases), a dict, a YAML path, or a preset's name.
     :param tokenizer: of both models.

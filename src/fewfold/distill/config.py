@@ -119,6 +119,9 @@ class DistillConfig(_Strict):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the run in which the rate rises")
     bf16: bool = Field(False, description="autocast to bfloat16")
+    quantization_aware: bool = Field(
+        True, description="what is kept in 2 to 4 bits is rounded in every pass, and gradients go straight through"
+    )
 
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)

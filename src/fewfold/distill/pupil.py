@@ -15,6 +15,7 @@ from fewfold.distill.outputs import run
 from fewfold.distill.teachers import Teacher
 from fewfold.store import Store
 from fewfold.stored import StoredEmbedding
+from fewfold.training.rounding import Rounding
 
 
 class Pupil(nn.Module):
@@ -26,6 +27,7 @@ class Pupil(nn.Module):
     def __init__(self, student: Any, objective: Objective, teacher: Teacher) -> None:
         super().__init__()
         self.student, self.objective = student, objective
+        self.rounding = Rounding(student if objective.config.quantization_aware else nn.Module(), self)
         self.needs = objective.needs(0)
         self.teacher = teacher
 

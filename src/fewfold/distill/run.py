@@ -135,15 +135,19 @@ def _phase(
                 watch.finish(watch.history.steps)
                 return _given_back(pupil, student, watch.history)
         trainer.add_callback(watch)
-        with quick_on_processors(config.bf16):
-            trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
+        try:
+            with quick_on_processors(config.bf16):
+                trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
+        finally:
+            pupil.rounding.restore_()
         return _given_back(pupil, student, watch.history)
 
 
 def _given_back(pupil: Any, student: Any, history: History) -> History:
-    """The trained numbers are the student's."""
+    """The trained numbers are the student's, as they were rounded in training."""
     if pupil.student is not student:
         load_exact(student, exact_state(pupil.student))
+    pupil.rounding.settle_(student)
     return history
 
 

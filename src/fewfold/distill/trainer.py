@@ -30,6 +30,7 @@ from fewfold.errors import DistillError
 from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.measure.inputs import clipped_length
 from fewfold.training.arguments import one_device
+from fewfold.training.rounding import RoundedSteps
 from fewfold.training.sharded import (
     exact_state,
     is_sharded,
@@ -67,6 +68,7 @@ class DistillTrainer(Trainer):
         super().__init__(pupil, training_arguments(config, clock, folder), train_dataset=tokens)
         check_parts(config.batch_size, config.accumulation, self.args.world_size)
         self.remove_callback(PrinterCallback)
+        self.add_callback(RoundedSteps(pupil.rounding))
 
     def create_accelerator_and_postprocess(self) -> None:
         """As ever; accelerate would not shard on CPUs, though all that it needs is there."""
@@ -204,7 +206,9 @@ class DistillTrainer(Trainer):
         for batch, count in zip(batches, counts, strict=True):
             shares = {name: count[name] / sum(other[name] for other in counts) for name in count}
             moved = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
-            for name, loss in self.model(moved, shares, teacher).items():
+            with self.model.rounding.applied():
+                losses = self.model(moved, shares, teacher)
+            for name, loss in losses.items():
                 found[name] = found.get(name, 0.0) + float(loss)
         return found
 

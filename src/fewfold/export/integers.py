@@ -13,7 +13,7 @@ from torch import nn
 
 from fewfold.export.graph import Graph, digest
 from fewfold.linalg.quantize import unpack_codes
-from fewfold.stored.modules import _Stored
+from fewfold.stored.modules import Stored
 
 
 def keep_integers(graph: Graph, model: nn.Module) -> int:
@@ -23,9 +23,9 @@ def keep_integers(graph: Graph, model: nn.Module) -> int:
 
     :return: how many weights are integers in the graph.
     """
-    known: dict[tuple[Any, ...], tuple[_Stored, bool]] = {}
+    known: dict[tuple[Any, ...], tuple[Stored, bool]] = {}
     for leaf in model.modules():
-        if isinstance(leaf, _Stored) and leaf.stored.is_integer:
+        if isinstance(leaf, Stored) and leaf.stored.is_integer:
             values = leaf.matrix().detach().float().numpy()
             known.setdefault(digest(values.T), (leaf, True))
             known[digest(values)] = (leaf, False)
@@ -38,7 +38,7 @@ def keep_integers(graph: Graph, model: nn.Module) -> int:
     return count
 
 
-def _keep(graph: Graph, name: str, leaf: _Stored, transposed: bool) -> bool:
+def _keep(graph: Graph, name: str, leaf: Stored, transposed: bool) -> bool:
     """Replace one initializer; False where it has to stay as it is."""
     bits, (rows, columns) = leaf.stored.bits, leaf.matrix_shape
     codes, scales = leaf.grid()

@@ -17,6 +17,8 @@ from fewfold.linalg.spectra import damped
 # Shares of the largest magnitude tried as the end of the grid.
 SEARCH_STEPS = 32
 SEARCH_LOWEST = 0.35
+# Shares of a scale that are tried when its group has changed a little.
+NEIGHBOURS = (0.9, 0.97, 1.03, 1.1)
 # Columns between two updates of all later columns.
 FEEDBACK_BLOCK = 32
 
@@ -87,8 +89,7 @@ def quantize_matrix(
     if column_importance is not None:
         importance = _grouped(column_importance.detach().to(torch.float32)[None], group_size)
     scales = _best_scales(grouped, bits, scale_dtype, importance, search)
-    codes = _round(grouped, scales.to(torch.float32)[..., None], bits).flatten(1)[:, : values.shape[1]]
-    return QuantizedMatrix(codes.to(torch.int8).contiguous(), scales, bits, group_size)
+    return codes_on(values, scales, bits, group_size)
 
 
 def quantize_with_feedback(
@@ -135,6 +136,60 @@ def quantize_with_feedback(
             )
             work[:, last:] -= errors @ spread[first:last, last:]
     return QuantizedMatrix(codes, torch.cat(scales, dim=1), bits, group_size)
+
+
+def round_onto_(values: Tensor, scales: Tensor, bits: int, group_size: int) -> Tensor:
+    """Move a matrix to the nearest points of a grid that is there already, in place.
+
+    :param values: ``(rows, cols)``, float32.
+    :param scales: ``(rows, groups)``, float32; a group whose scale is 0 becomes 0.
+    :return: ``values``.
+    """
+    grouped = _whole_groups(values, group_size)
+    if grouped is None:
+        grouped = _grouped(values, group_size)
+        rounded = _round(grouped, scales[..., None], bits) * scales[..., None]
+        return values.copy_(rounded.flatten(1)[:, : values.shape[1]])
+    low, high = _limits(bits)
+    divisors = torch.where(scales == 0, torch.ones_like(scales), scales)
+    grouped.div_(divisors[..., None]).round_().clamp_(low, high).mul_(scales[..., None])
+    return values
+
+
+def codes_on(values: Tensor, scales: Tensor, bits: int, group_size: int) -> QuantizedMatrix:
+    """What :func:`round_onto_` makes of a matrix, as codes."""
+    grouped = _grouped(values.detach().to(torch.float32), group_size)
+    codes = _round(grouped, scales.to(torch.float32)[..., None], bits).flatten(1)[:, : values.shape[1]]
+    return QuantizedMatrix(codes.to(torch.int8).contiguous(), scales, bits, group_size)
+
+
+def followed_scales(
+    values: Tensor, scales: Tensor, bits: int, group_size: int, scale_dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """Scales for a matrix that has changed a little: each group keeps its own, or takes a neighbour that fits better.
+
+    :param values: ``(rows, cols)``.
+    :param scales: ``(rows, groups)``, of the matrix before; where one is 0, it is begun anew.
+    :return: ``(rows, groups)`` float32 numbers of ``scale_dtype``.
+    """
+    grouped = _grouped(values.detach().to(torch.float32), group_size)
+    low, high = grouped.amin(-1), grouped.amax(-1)
+    whole = torch.where(-low >= high, -low, -high) / 2 ** (bits - 1)
+    scales = torch.where(scales == 0, whole, scales)
+    best, best_error = scales, torch.full_like(scales, torch.inf)
+    for share in (1.0, *NEIGHBOURS):
+        trial = _storable(scales * share, scale_dtype).to(torch.float32)
+        error = (_round(grouped, trial[..., None], bits) * trial[..., None] - grouped).square().sum(-1)
+        best = torch.where(error < best_error, trial, best)
+        best_error = torch.minimum(error, best_error)
+    return best
+
+
+def _whole_groups(values: Tensor, group_size: int) -> Tensor | None:
+    """``(rows, groups, group_size)`` in the same memory; None where the last group is shorter, or rows lie apart."""
+    if values.shape[1] % group_size or not values.is_contiguous():
+        return None
+    return values.view(len(values), -1, group_size)
 
 
 def _round_block(block: Tensor, spread: Tensor, scale: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -185,10 +240,14 @@ def _storable(scales: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _round(values: Tensor, scales: Tensor, bits: int) -> Tensor:
-    limit = 2 ** (bits - 1)
-    lowest = 1 - limit if bits == 8 else -limit
     ratio = values / torch.where(scales == 0, torch.ones_like(scales), scales)
-    return torch.where(scales == 0, torch.zeros_like(ratio), ratio.round().clamp(lowest, limit - 1))
+    return torch.where(scales == 0, torch.zeros_like(ratio), ratio.round().clamp(*_limits(bits)))
+
+
+def _limits(bits: int) -> tuple[int, int]:
+    """The lowest and the highest code."""
+    limit = 2 ** (bits - 1)
+    return (1 - limit if bits == 8 else -limit), limit - 1
 
 
 def _grouped(values: Tensor, group_size: int) -> Tensor:

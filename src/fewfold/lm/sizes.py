@@ -9,9 +9,7 @@ from typing import Any
 from fewfold.errors import TaskError
 
 
-def slim_size(
-    given: str | float | None, positions: int, seed: int = 0, private: float = 0
-) -> dict[str, Any] | None:
+def slim_size(given: str | float | None, positions: int, seed: int = 0, private: float = 0) -> dict[str, Any] | None:
     """Read a slim table's size: a share of the dense table's numbers (``1/10``, ``0.1``) or bytes (``200KB``, ``1MB``).
 
     :param given: What was asked for; None for a dense table.

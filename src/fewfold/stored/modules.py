@@ -48,7 +48,7 @@ def decode(codes: Tensor, scales: Tensor, columns: int, stored: StoredDtype, dty
     return (integers.float() * scales).to(dtype)
 
 
-class _Stored(Kept, nn.Module):
+class Stored(Kept, nn.Module):
     """What StoredLinear and StoredEmbedding share; ``weight`` is ``(rows, columns)``."""
 
     stored: StoredDtype
@@ -132,7 +132,7 @@ class _Stored(Kept, nn.Module):
 
     @torch.no_grad()
     def set_grid_(self, codes: Tensor, scales: Tensor) -> None:
-        """Take codes and scales that a fit chose, and the float weight that they stand for."""
+        """Take packed codes and scales that a fit chose, and the float weight that they stand for."""
         assert self.weight is not None
         self._grid = (codes, scales)
         self.weight.copy_(decode(codes, scales, self.matrix_shape[1], self.stored, self.weight.dtype))
@@ -186,7 +186,7 @@ class _Stored(Kept, nn.Module):
             )
 
 
-class StoredLinear(_Stored, nn.Linear):  # type: ignore[misc]
+class StoredLinear(Stored, nn.Linear):  # type: ignore[misc]
     """An ``nn.Linear`` whose weight is kept in a smaller dtype on disk."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool, stored: StoredDtype) -> None:
@@ -218,7 +218,7 @@ class StoredMatrix(StoredLinear):
         return F.linear(input, self.matrix().t() if transposed else self.matrix(), bias)
 
 
-class StoredEmbedding(_Stored, nn.Embedding):  # type: ignore[misc]
+class StoredEmbedding(Stored, nn.Embedding):  # type: ignore[misc]
     """An ``nn.Embedding`` whose table is kept in a smaller dtype on disk."""
 
     def __init__(self, rows: int, columns: int, padding_idx: int | None, stored: StoredDtype) -> None:
@@ -258,7 +258,7 @@ def pack(model: nn.Module) -> nn.Module:
     not train: call :func:`unpack` before training.
     """
     for module in model.modules():
-        if isinstance(module, _Stored):
+        if isinstance(module, Stored):
             module.pack_()
     return model
 

@@ -21,6 +21,7 @@ from fewfold.tasks.batches import Padding, Row, token_total
 from fewfold.training.arguments import trainer_arguments
 from fewfold.training.forward import forward_restored
 from fewfold.training.processor import quick_on_processors
+from fewfold.training.rounding import RoundedSteps, Rounding
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,14 @@ def fine_tune(
     from transformers import PrinterCallback, ProgressCallback, Trainer
 
     unpack(model)
+    rounding = Rounding(model)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
             args=_arguments(folder, len(rows), settings, seed),
             train_dataset=list(rows),  # type: ignore[arg-type]
             data_collator=Padding(tokenizer),
-            callbacks=[_progress()],
+            callbacks=[_progress(), RoundedSteps(rounding)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
@@ -124,6 +126,7 @@ def fine_tune(
             result = trainer.train()
         seconds = time.perf_counter() - start
     model.eval()
+    rounding.settle_(model)
     round_stored(model)
     if not math.isfinite(result.training_loss):
         raise TaskError(

@@ -24,6 +24,13 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def spread_again(module: nn.Module) -> None:
+    """Let every process keep its own part of the parameters alone: a forward pass without a backward gathers them."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def exact_state(module: nn.Module) -> dict[str, Tensor]:
     """Every tensor by name, stored leaves as the floats that they train as: copies on the CPU, whole in all processes.
 
@@ -68,9 +75,10 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 def _named(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers, tied ones under all their names."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):  # a forward pass without a backward leaves parameters gathered
-            part.reshard()
-    persistent = module.state_dict().keys()
+    spread_again(module)
     found: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    return found | {n: b for n, b in module.named_buffers(remove_duplicate=False) if n in persistent}
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for name, buffer in part.named_buffers(prefix, recurse=False):
+            if name.rpartition(".")[2] not in part._non_persistent_buffers_set:
+                found[name] = buffer
+    return found

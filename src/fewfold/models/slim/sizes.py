@@ -136,7 +136,9 @@ class SlimCodes:
     def _check_private(self, rows: int) -> None:
         own = self.positions if self.pool == "free" else 1
         if isinstance(self.private, bool) or not isinstance(self.private, int) or not 0 <= self.private < rows:
-            raise ModelError(f"slim codes: private={self.private!r}; it must be a number of rows, 0…{rows - 1}, or a share below 1")
+            raise ModelError(
+                f"slim codes: private={self.private!r}; it must be a number of rows, 0…{rows - 1}, or a share below 1"
+            )
         shared = self.words - self.private * own
         if self.private and (shared < 2 or shared**self.positions < rows - self.private):
             raise ModelError(
