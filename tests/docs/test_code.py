@@ -140,6 +140,25 @@ def test_kept_quality_in_the_text_is_what_was_measured(task):
         assert kept["veps-int8"] == pytest.approx(kept["veps"], abs=0.003)
 
 
+@pytest.mark.parametrize(
+    ("words", "choice"),
+    [
+        ("fresh numbers of deviation 0.02, as published", "fresh numbers of deviation 0.02 (published)"),
+        ("biases drawn with variance 1, as published", "biases normal, variance 1 (published)"),
+        ("a head of its own with 2.1M numbers, as published", "head of its own (published)"),
+        ("own slots for each layer, 13,650 numbers", "own slots for each layer"),
+        ("scores over the root of the head's width", "scores over the root of the head size"),
+        ("a head's bias from 0, as published", "head's bias from 0 (published)"),
+        ("all that is published at once", "as published in all"),
+    ],
+)
+def test_choices_in_the_text_are_what_was_measured(words, choice):
+    rows = json.loads((RESULTS / "embedding_sharing_choices.json").read_text(encoding="utf-8"))["rows"]
+    row = next(one["row"] for one in rows if one["choice"] == choice)
+    text = (DOCS / "methods/embedding_sharing.md").read_text(encoding="utf-8")
+    assert f"| {words} | {row[4]} |" in text, row[4]
+
+
 def test_every_method_has_a_page_with_what_a_page_owes():
     from fewfold.methods.registry import METHODS
 
