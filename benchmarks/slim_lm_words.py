@@ -6,7 +6,6 @@ the same steps over the same text with the same settings and seed:
 - a modified, interpolated Kneser-Ney 5-gram over the same words, `<eos>` and `<unk>` foretold like any other;
 - the dense LSTM, and the LSTM with a slim input table and output layer of 1/10 and of 1/50 of their numbers;
 - the LSTM with a slim input table of 1/50 alone;
-- slim tables half of whose sub-vectors belong to the most frequent words, each its own: not in the publication;
 - dense LSTMs that are narrow enough to have the bytes of the slim ones.
 
     python benchmarks/slim_lm_words.py [--corpora wikitext-2 novels] [--rows dense ...] [--epochs 4] [--minutes 60]
@@ -59,13 +58,11 @@ class Row:
 
     :param slim: shares of the dense tables' numbers, of input and output; None for a dense one.
     :param like: a row whose bytes a narrower dense model has.
-    :param private: share of the sub-vectors that the most frequent words have for themselves.
     """
 
     name: str
     slim: tuple[int | None, int | None] = (None, None)
     like: str = ""
-    private: float = 0.0
 
 
 MODELS = {
@@ -77,8 +74,6 @@ MODELS = {
         Row("slim 1/50", (50, 50)),
         Row("slim input 1/50", (50, None)),
         Row("dense, bytes of slim 1/50", like="slim 1/50"),
-        Row("slim 1/10, a tenth of it private", (10, 10), private=0.1),
-        Row("slim 1/50, a tenth of it private", (50, 50), private=0.1),
     )
 }
 BASELINE = f"Kneser-Ney {ORDER}-gram"
@@ -88,7 +83,7 @@ def config_of(row: Row) -> SlimLMConfig:
     """The model of a row."""
     hidden = width_like(MODELS[row.like]) if row.like else HIDDEN
     codes = [
-        None if share is None else {"positions": POSITIONS, "ratio": share, "seed": seed, "private": row.private}
+        None if share is None else {"positions": POSITIONS, "ratio": share, "seed": seed}
         for seed, share in enumerate(row.slim)
     ]
     return SlimLMConfig(

@@ -62,9 +62,6 @@ def train(
         str | None, typer.Option(help="Methods to build the model from: a recipe's YAML file or a preset's name.")
     ] = None,
     positions: Annotated[int, typer.Option(min=1, help="Sub-vectors that make a word's slim vector.")] = 8,
-    private: Annotated[
-        float, typer.Option(min=0, help="Share of slim sub-vectors that frequent words have for themselves; try 0.5.")
-    ] = 0.0,
     dropout: Annotated[float, typer.Option(help="Of inputs, between layers, and of outputs.")] = 0.3,
     embedding_dropout: Annotated[float, typer.Option(help="Share of words dropped from a batch.")] = 0.0,
     weight_dropout: Annotated[float, typer.Option(help="Of the recurrent matrices.")] = 0.0,
@@ -110,10 +107,7 @@ def train(
             evaluate_steps=evaluate_steps, patience=patience, checkpoint_minutes=checkpoint_minutes, bf16=bf16,
             seed=seed,
         )  # fmt: skip
-        codes = [
-            slim_size(size, positions, own_seed, private)
-            for size, own_seed in ((slim_input, seed), (slim_output, seed + 1))
-        ]
+        codes = slim_size(slim_input, positions, seed), slim_size(slim_output, positions, seed + 1)
         corpus = _corpus(text, valid, test, tokenizer, vocab_size, min_count)
         config = SlimLMConfig(
             vocab_size=len(corpus.tokenizer), embedding_size=embedding, hidden_size=hidden, num_layers=layers,

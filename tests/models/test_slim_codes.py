@@ -53,24 +53,6 @@ def test_sizes_follow_the_formulas():
     assert (free.words, free.pool_size, free.numbers(columns)) == (800, 800, 6400)
 
 
-@pytest.mark.parametrize(("pool", "words"), [("positions", 30), ("free", 90)])
-def test_private_rows_share_with_no_other(pool, words):
-    layer = SlimEmbedding(200, 12, {"positions": 3, "words": words, "pool": pool, "private": 10})
-    codes = layer.coded.codes(0)
-    if pool == "positions":
-        codes = codes + words * torch.arange(3)
-    own, others = codes[:10].flatten(), codes[10:].flatten()
-    assert len(own.unique()) == 30
-    assert not set(own.tolist()) & set(others.tolist())
-    used = torch.bincount(others)
-    used = used[used > 0]
-    assert len(used) == 60  # all that are left
-    assert used.max() - used.min() <= 1
-    assert len(layer.coded().unique(dim=0)) == 200
-    share = SlimCodes.sized(200, 12, 3, words=words, pool=pool, private=1 / 3)
-    assert share == layer.codes == SlimCodes.from_dict(layer.codes.to_dict(), 200, 12)
-
-
 def test_the_layer_holds_what_its_codes_say():
     layer = SlimEmbedding(1000, 64, {"positions": 8, "ratio": 10})
     assert sum(p.numel() for p in layer.parameters()) == layer.codes.numbers(64) == 1000 * 64 // 10
@@ -92,9 +74,6 @@ def test_the_layer_holds_what_its_codes_say():
         ({"positions": 8, "words": 5, "pool": "shared"}, "pool='shared'"),
         ({"position": 8, "words": 5}, "have no position; there are"),
         ({"positions": 8, "words": 5, "seed": 1.5}, "seed=1.5"),
-        ({"positions": 8, "words": 5, "private": 1000}, "private=1000; it must be a number of rows, 0…999"),
-        ({"positions": 8, "words": 5, "private": 1.5}, r"private=1\.5"),
-        ({"positions": 8, "words": 5, "private": 4}, "private=4 leaves 1 of 5 words of a pool to the other 996 rows"),
     ],
 )
 def test_unusable_sizes_are_refused_with_the_mend(values, message):

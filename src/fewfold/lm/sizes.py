@@ -9,27 +9,25 @@ from typing import Any
 from fewfold.errors import TaskError
 
 
-def slim_size(given: str | float | None, positions: int, seed: int = 0, private: float = 0) -> dict[str, Any] | None:
+def slim_size(given: str | float | None, positions: int, seed: int = 0) -> dict[str, Any] | None:
     """Read a slim table's size: a share of the dense table's numbers (``1/10``, ``0.1``) or bytes (``200KB``, ``1MB``).
 
     :param given: What was asked for; None for a dense table.
     :param positions: Sub-vectors a word.
     :param seed: Of the codes.
-    :param private: Share of the sub-vectors that the most frequent words have for themselves, or a number of words.
     :return: Codes as `SlimLMConfig` takes them.
     :raises TaskError: If it cannot be understood.
     """
     if given is None:
         return None
-    codes: dict[str, Any] = {"positions": positions, "seed": seed, **({"private": private} if private else {})}
     found = re.fullmatch(r"([\d.]+)\s*([kKM]?)B", str(given).strip())
     if found:
         size = int(float(found[1]) * {"": 1, "k": 1e3, "K": 1e3, "M": 1e6}[found[2]])
-        return {**codes, "bytes": size}
+        return {"positions": positions, "seed": seed, "bytes": size}
     try:
         share = Fraction(str(given).strip())
     except (ValueError, ZeroDivisionError):
         share = Fraction(0)
     if not 0 < share <= 1:
         raise TaskError(f"slim size {given!r}: give a share of the numbers, such as 1/10, or bytes, such as 200KB")
-    return {**codes, "ratio": float(1 / share)}
+    return {"positions": positions, "seed": seed, "ratio": float(1 / share)}

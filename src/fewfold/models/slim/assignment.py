@@ -31,19 +31,6 @@ def balanced_codes(rows: int, positions: int, words: int, free: bool, seed: int)
     return _counted_off(rows, positions, words, generator)
 
 
-def codes_with_private_rows(rows: int, positions: int, words: int, free: bool, seed: int, private: int) -> Tensor:
-    """As :func:`balanced_codes`, but the first rows share no word with any other row.
-
-    :param private: how many rows those are; each takes a word of every position's pool.
-    :return: ``(rows, positions)`` int64, ``0 … words - 1``.
-    """
-    own = private * (positions if free else 1)  # words of a pool
-    first = torch.arange(private)[:, None].expand(private, positions)
-    if free:
-        first = first * positions + torch.arange(positions)
-    return torch.cat([first, balanced_codes(rows - private, positions, words - own, free, seed) + own])
-
-
 def _told_apart(codes: Tensor, generator: torch.Generator) -> bool:
     """Exchange codes in place until no two rows are equal; whether that was reached."""
     _, group, counts = codes.unique(dim=0, return_inverse=True, return_counts=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fewfold.errors import ModelError
-from fewfold.models.slim.assignment import codes_with_private_rows
+from fewfold.models.slim.assignment import balanced_codes
 from fewfold.models.slim.sizes import SlimCodes
 from fewfold.stored.codes import CodedMatrix
 from fewfold.stored.dtypes import StoredDtype
@@ -26,9 +26,7 @@ def slim_matrix(rows: int, columns: int, codes: SlimCodes, std: float) -> CodedM
             if isinstance(leaf, Kept):
                 leaf.pack_()
         return coded
-    free = codes.pool == "free"
-    drawn = codes_with_private_rows(rows, codes.positions, codes.words, free, codes.seed, codes.private)
-    coded.set_codes_([drawn])
+    coded.set_codes_([balanced_codes(rows, codes.positions, codes.words, codes.pool == "free", codes.seed)])
     for leaf in coded.codebooks.children():
         nn.init.normal_(leaf.weight, std=std)  # type: ignore[arg-type]
     return coded
@@ -93,8 +91,6 @@ class SlimEmbedding(nn.Module):
 
 
 def _words(codes: SlimCodes, rows: int) -> str:
-    private = f"{codes.private} rows private, " if codes.private else ""
     return (
-        f"positions={codes.positions}, words={codes.words}, pool={codes.pool}, {private}"
-        f"{codes.ratio(rows):.1f}× fewer numbers"
+        f"positions={codes.positions}, words={codes.words}, pool={codes.pool}, {codes.ratio(rows):.1f}× fewer numbers"
     )

@@ -24,8 +24,6 @@ class SlimCodes:
         all. Pool ``free``: all positions share one, M = words (look-ups only: products would cost K times as much).
     :param seed: of the codes, which are drawn once and never change.
     :param stored_dtype: how the sub-vectors are kept on disk.
-    :param private: the first so many rows share no sub-vector with another. Vocabularies begin with the most frequent
-        words: of few sub-vectors, those are better spent on them, and the many rare words share the rest.
     """
 
     positions: int
@@ -33,7 +31,6 @@ class SlimCodes:
     pool: Pool = "positions"
     seed: int = 0
     stored_dtype: str = "fp32"
-    private: int = 0
 
     @classmethod
     def sized(
@@ -50,7 +47,6 @@ class SlimCodes:
         pool: Pool = "positions",
         seed: int = 0,
         stored_dtype: str = "fp32",
-        private: float = 0,
     ) -> SlimCodes:
         """Codes for a table of ``rows × columns`` from exactly one of five sizes.
 
@@ -59,7 +55,6 @@ class SlimCodes:
         :param ratio: dense numbers for each stored one, ``K · rows / M``; codes are not counted.
         :param numbers: stored numbers at most, ``M · columns / K``; codes are not counted.
         :param bytes: on disk at most: sub-vectors and packed codes.
-        :param private: rows, or, between 0 and 1, the share of the sub-vectors that such rows have.
         :raises ModelError: if not exactly one size is given, or it cannot be had.
         """
         given = {"words": words, "pool_size": pool_size, "ratio": ratio, "numbers": numbers, "bytes": bytes}
@@ -84,9 +79,7 @@ class SlimCodes:
                 "numbers": value * positions / columns,
             }[name]
             count = round(total / pools) if name == "ratio" else int(total // pools)
-        if isinstance(private, float) and 0 < private < 1:
-            private = int(private * count * pools) // positions
-        codes = cls(positions, count, pool, seed, stored_dtype, private)  # type: ignore[arg-type]
+        codes = cls(positions, count, pool, seed, stored_dtype)
         codes.check(rows, columns)
         return codes
 
@@ -128,24 +121,9 @@ class SlimCodes:
                 f"slim codes: {self.positions} positions of {self.words} words tell "
                 f"{self.words**self.positions} rows apart, the table has {rows}; take more words or positions"
             )
-        self._check_private(rows)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ModelError(f"slim codes: seed={self.seed!r}; it must be a whole number")
         StoredDtype(self.stored_dtype)  # type: ignore[arg-type]
-
-    def _check_private(self, rows: int) -> None:
-        own = self.positions if self.pool == "free" else 1
-        if isinstance(self.private, bool) or not isinstance(self.private, int) or not 0 <= self.private < rows:
-            raise ModelError(
-                f"slim codes: private={self.private!r}; it must be a number of rows, 0…{rows - 1}, or a share below 1"
-            )
-        shared = self.words - self.private * own
-        if self.private and (shared < 2 or shared**self.positions < rows - self.private):
-            raise ModelError(
-                f"slim codes: private={self.private} leaves {max(0, shared)} of {self.words} words of a pool to the "
-                f"other {rows - self.private} rows, which are not told apart by them; take fewer, about "
-                f"{self.words // (2 * own)}"
-            )
 
     def stage(self, columns: int) -> StageSpec:
         """The format of the coded matrix."""
