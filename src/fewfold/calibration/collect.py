@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
@@ -61,6 +62,7 @@ class _Collector:
         self.targets = {target.module: target for target in targets}
         self.statistics = Statistics()
         self.batch: Batch = {}
+        self.calls: Counter[str] = Counter()  # of every target, in this batch
         self.seen: dict[int, tuple[str, Tensor]] = {}
         self.spread = _Spread()
 
@@ -77,9 +79,12 @@ class _Collector:
         return stack
 
     def _hook(self, name: str, target: Target) -> Callable[..., None]:
+        stepwise = is_called_each_step(self.model, name)
+
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             del module
-            mask = padding_mask(self.batch, name, args[0])
+            mask = padding_mask(self.batch, name, args[0], self.calls[name] if stepwise else None)
+            self.calls[name] += 1
             if target.kind == "embedding":
                 self._count(name, target, args[0], mask)
             else:
@@ -119,6 +124,7 @@ class _Collector:
     def run(self, batch: Batch, index: int, gradients: bool) -> None:
         """One forward pass, and one backward pass where gradients are asked for."""
         self.batch, self.seen = batch, {}
+        self.calls.clear()
         try:
             if not gradients:
                 with torch.no_grad():
@@ -189,11 +195,13 @@ class _graph_starts:
             handle.remove()
 
 
-def padding_mask(batch: Batch, name: str, tensor: Tensor) -> Tensor | None:
+def padding_mask(batch: Batch, name: str, tensor: Tensor, step: int | None = None) -> Tensor | None:
     """The padding mask that belongs to a module's input, or None where every row counts.
 
     :param name: the module's name; a decoder's own tokens have a mask of their own.
-    :param tensor: its input: ids ``(batch, length)`` or hidden states ``(batch, length, width)``.
+    :param tensor: its input: ids ``(batch, length)``, hidden states ``(batch, length, width)``, or those of one step of
+        a recurrent layer ``(batch, width)``.
+    :param step: which of a module that is called at every step.
     """
     lead = tuple(tensor.shape[:-1] if tensor.is_floating_point() else tensor.shape)
     decoder = "decoder" in name.split(".") and not reads_memory(name)
@@ -201,7 +209,15 @@ def padding_mask(batch: Batch, name: str, tensor: Tensor) -> Tensor | None:
         mask = batch.get(key)
         if mask is not None and tuple(mask.shape) == lead:
             return mask.bool()
+        if mask is not None and step is not None and (mask.shape[0],) == lead and step < mask.shape[1]:
+            return mask[:, step].bool()
     return None
+
+
+def is_called_each_step(model: nn.Module, name: str) -> bool:
+    """Whether a recurrent layer calls this module of its own once a step, as its ``called_each_step`` says."""
+    layer, _, own = name.rpartition(".")
+    return own in getattr(model.get_submodule(layer), "called_each_step", ())
 
 
 def rows_of(tensor: Tensor, mask: Tensor | None) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewfold.calibration.collect import padding_mask, rows_of
+from fewfold.calibration.collect import is_called_each_step, padding_mask, rows_of
 from fewfold.calibration.inputs import Batch
 from fewfold.calibration.statistics import Drift
 from fewfold.surgery.targets import Target
@@ -164,12 +164,15 @@ class Streams:
 
     def _dense_block(
         self, name: str, calls: Sequence[_Call], states: Sequence[Tensor]
-    ) -> tuple[list[list[str]], dict[str, list[Tensor]], list[Tensor]]:
-        """Run a dense block; the order of its stages, the rows that enter each stage, and what leaves the block."""
+    ) -> tuple[list[list[str]], dict[str, list[list[Tensor]]], list[Tensor]]:
+        """Run a dense block; the order of its stages, the rows that enter each stage, and what leaves the block.
+
+        Rows are those of every batch, call by call: a recurrent layer calls its maps once a step.
+        """
         block = self.dense.get_submodule(name)
         inside = [module for module in self.targets if module.startswith(f"{name}.") or module == name]
         order: list[list[str]] = []
-        inputs: dict[str, list[Tensor]] = {}
+        inputs: dict[str, list[list[Tensor]]] = {}
         seen: list[tuple[Tensor, list[str]]] = []
         batch_number = 0
 
@@ -183,8 +186,10 @@ class Streams:
                         stage = [module_name]
                         order.append(stage)
                     seen.append((args[0], stage))
-                    mask = padding_mask(self.batches[batch_number], module_name, args[0])
-                    inputs.setdefault(stage[0], []).append(rows_of(args[0], mask))
+                    found = inputs.setdefault(stage[0], [[] for _ in self.batches])[batch_number]
+                    step = len(found) if is_called_each_step(self.dense, module_name) else None
+                    mask = padding_mask(self.batches[batch_number], module_name, args[0], step)
+                    found.append(rows_of(args[0], mask))
                 if module_name not in stage:
                     stage.append(module_name)
 
@@ -207,28 +212,32 @@ class Streams:
         stage: Sequence[str],
         calls: Sequence[_Call],
         states: Sequence[Tensor],
-        inputs: dict[str, list[Tensor]],
+        inputs: dict[str, list[list[Tensor]]],
     ) -> dict[str, Drift]:
         """Moments of what enters a stage in the copy, against what enters it in the dense model."""
         block, leader = self.copy.get_submodule(block_name), stage[0]
         caught: list[Tensor] = []
+        expected, stepwise = 1, is_called_each_step(self.copy, leader)
 
         def catch(module: nn.Module, args: tuple) -> None:
             del module
-            caught.append(args[0])
-            raise _Stop
+            mask = padding_mask(self.batches[number], leader, args[0], len(caught) if stepwise else None)
+            caught.append(rows_of(args[0], mask))
+            if len(caught) == expected:
+                raise _Stop
 
         handle = self.copy.get_submodule(leader).register_forward_pre_hook(catch)
-        drift = Drift(inputs[leader][0].shape[-1])
+        drift = Drift(inputs[leader][0][0].shape[-1])
         try:
             for number, (call, state) in enumerate(zip(calls, states, strict=True)):
                 caught.clear()
+                expected = len(inputs[leader][number])
                 try:
                     call.run(block, state)
                 except _Stop:
-                    own = caught[0]
-                    rows = rows_of(own, padding_mask(self.batches[number], leader, own))
-                    drift.add(inputs[leader][number], rows)
+                    drift.add(torch.cat(inputs[leader][number]), torch.cat(caught))
+                else:
+                    raise CannotStream(f"{leader} is called more often in the dense model than in its copy")
         finally:
             handle.remove()
         return dict.fromkeys(stage, drift)

@@ -25,6 +25,7 @@ class RecurrentLayer(nn.Module):
     (adapters, hooks, factors) runs step by step, with equal results.
     """
 
+    called_each_step = ("hidden_map", "projection")  # what calibration has to know: these read a step at a time
     gates: int
     kernel: Any
     cell_kernel: Any
