@@ -6,7 +6,8 @@ the same steps over the same text with the same settings and seed:
 - a modified, interpolated Kneser-Ney 5-gram over the same words, `<eos>` and `<unk>` foretold like any other;
 - the dense LSTM, and the LSTM with a slim input table and output layer of 1/10 and of 1/50 of their numbers;
 - the LSTM with a slim input table of 1/50 alone;
-- dense LSTMs that are narrow enough to have the bytes of the slim ones.
+- dense LSTMs that are narrow enough to have the bytes of the slim ones;
+- the trained dense LSTM, its tables and matrices coded into no more than the bytes of the slim ones, not trained again.
 
     python benchmarks/slim_lm_words.py [--corpora wikitext-2 novels] [--rows dense ...] [--epochs 4] [--minutes 60]
 
@@ -33,10 +34,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 from word_corpora import CORPORA, read
 
+import fewfold
 from fewfold.calibration.cache import cache_folder
 from fewfold.lm.config import LMTraining
 from fewfold.lm.corpus import Corpus
 from fewfold.lm.generate import generate
+from fewfold.lm.judge import judge
 from fewfold.lm.kneser_ney import KneserNey
 from fewfold.lm.run import train_lm
 from fewfold.lm.saving import save_lm
@@ -49,6 +52,7 @@ ROWS = RESULTS / f"{NAME}.rows.json"
 VOCABULARY, HIDDEN, LAYERS, POSITIONS, ORDER = 10_000, 256, 2, 8, 5
 TRAINING = {"batch": 20, "bptt": 35, "learning_rate": 2e-3, "clip": 0.5, "checkpoint_minutes": 2.0, "bf16": BF16}
 DROPOUT = 0.2
+CALIBRATED, CALIBRATIONS = 64, 512  # tokens of a text, texts
 WRITTEN, ROUNDS, PROMPT = 100, 5, "the"
 
 
@@ -58,11 +62,13 @@ class Row:
 
     :param slim: shares of the dense tables' numbers, of input and output; None for a dense one.
     :param like: a row whose bytes a narrower dense model has.
+    :param coded: a row whose bytes the dense model is coded into.
     """
 
     name: str
     slim: tuple[int | None, int | None] = (None, None)
     like: str = ""
+    coded: str = ""
 
 
 MODELS = {
@@ -74,6 +80,8 @@ MODELS = {
         Row("slim 1/50", (50, 50)),
         Row("slim input 1/50", (50, None)),
         Row("dense, bytes of slim 1/50", like="slim 1/50"),
+        Row("dense, coded to the bytes of slim 1/10", coded="slim 1/10"),
+        Row("dense, coded to the bytes of slim 1/50", coded="slim 1/50"),
     )
 }
 BASELINE = f"Kneser-Ney {ORDER}-gram"
@@ -183,6 +191,30 @@ class Bench:
         })  # fmt: skip
         shutil.rmtree(checkpoints, ignore_errors=True)
 
+    def code(self, corpus: str, row: Row, texts: Corpus) -> None:
+        """Compress the trained dense model, on texts that it learned from.
+
+        :raises SystemExit: if the rows that it comes from are not there.
+        """
+        wanted, folder = self.found(corpus, row.coded), self.folder(corpus, row.name)
+        if wanted is None or not self.folder(corpus, "dense").is_dir():
+            raise SystemExit(f"{row.name} needs dense and {row.coded}: measure those rows first")
+        model = AutoModelForCausalLM.from_pretrained(self.folder(corpus, "dense")).eval()
+        lines = [
+            {"input_ids": torch.from_numpy(texts.train.ids[start : start + CALIBRATED].astype("int64"))[None]}
+            for start in range(0, CALIBRATED * CALIBRATIONS, CALIBRATED)
+        ]
+        start = time.perf_counter()
+        model = fewfold.compress(model, "codes-default", budget=f"bytes={wanted['bytes']}", calibration=lines)
+        minutes = (time.perf_counter() - start) / 60
+        model.save_pretrained(folder)
+        texts.tokenizer.save_pretrained(folder)
+        judged = {part: judge(model, getattr(texts, part), texts.boundary).perplexity for part in ("valid", "test")}
+        self.keep(corpus, row.name, {
+            **judged, "parameters": unique_parameters(model), "bytes": file_bytes(folder),
+            "hidden": model.config.hidden_size, "minutes": minutes, "bf16": False,
+        })  # fmt: skip
+
     def speeds(self, corpus: str, names: list[str]) -> dict[str, dict[str, float]]:
         """Tokens a second that the models write, greedily, one text at a time, in turns."""
         folders = {name: folder for name in names if (folder := self.folder(corpus, name)).is_dir()}
@@ -226,7 +258,8 @@ def table(bench: Bench, corpus: str, speeds: dict[str, dict[str, float]]) -> lis
             wrote = speeds.get(name)
             shown = "–" if wrote is None else f"{wrote['median']:,.0f} ({wrote['low']:,.0f}…{wrote['high']:,.0f})"
             dtype = "bf16" if row["bf16"] else "fp32"
-            speed = f"{dtype} | {row['tokens_a_second']:,.0f} | {shown}"
+            trained = f"{dtype} | {row['tokens_a_second']:,.0f}" if "steps" in row else "not trained | –"
+            speed = f"{trained} | {shown}"
         found.append(f"| {name} | {sizes} | {row['valid']:.2f} | {row['test']:.2f} | {against} | {speed} |")
     return [*found, ""]
 
@@ -239,6 +272,7 @@ def checks_of(bench: Bench, corpus: str) -> list[dict[str, Any]]:
         ("slim 1/10's perplexity over dense's", "slim 1/10", "dense", 1.05, False),
         ("the dense model of its bytes over slim 1/10", "dense, bytes of slim 1/10", "slim 1/10", 1.02, True),
         ("slim input 1/50's perplexity over dense's", "slim input 1/50", "dense", 1.02, False),
+        ("dense coded into slim 1/10's bytes, over dense", "dense, coded to the bytes of slim 1/10", "dense", 1.05, False),
     )  # fmt: skip
     return [
         check(f"{corpus}: {what}", ppl[above] / ppl[below], asked, at_least)
@@ -294,6 +328,8 @@ def main() -> None:
                 assert texts is not None
                 if name == BASELINE:
                     bench.baseline(corpus, texts)
+                elif MODELS[name].coded:
+                    bench.code(corpus, MODELS[name], texts)
                 else:
                     bench.train(corpus, MODELS[name], texts)
     except OutOfTime:
