@@ -272,7 +272,7 @@ def checks_of(bench: Bench, corpus: str) -> list[dict[str, Any]]:
         ("slim 1/10's perplexity over dense's", "slim 1/10", "dense", 1.05, False),
         ("the dense model of its bytes over slim 1/10", "dense, bytes of slim 1/10", "slim 1/10", 1.02, True),
         ("slim input 1/50's perplexity over dense's", "slim input 1/50", "dense", 1.02, False),
-        ("dense coded into slim 1/10's bytes, over dense", "dense, coded to the bytes of slim 1/10", "dense", 1.05, False),
+        ("dense coded like slim 1/10, over dense", "dense, coded to the bytes of slim 1/10", "dense", 1.05, False),
     )  # fmt: skip
     return [
         check(f"{corpus}: {what}", ppl[above] / ppl[below], asked, at_least)
