@@ -159,6 +159,28 @@ def test_choices_in_the_text_are_what_was_measured(words, choice):
     assert f"| {words} | {row[4]} |" in text, row[4]
 
 
+@pytest.mark.parametrize(
+    ("words", "row"),
+    [
+        ("dense", "dense"),
+        ("slim input and output, 1/10 of their numbers", "slim 1/10"),
+        ("a dense model so narrow that it has those bytes", "dense, bytes of slim 1/10"),
+        ("slim input alone, 1/50", "slim input 1/50"),
+        ("slim input and output, 1/50", "slim 1/50"),
+        ("a dense model so narrow that it has these bytes", "dense, bytes of slim 1/50"),
+        (
+            "the dense model, coded into the bytes of the first, in a minute or two",
+            "dense, coded to the bytes of slim 1/10",
+        ),
+        ("the dense model, coded into the bytes of the second", "dense, coded to the bytes of slim 1/50"),
+    ],
+)
+def test_perplexities_in_the_text_are_what_was_measured(words, row):
+    measured = json.loads((RESULTS / "slim_lm_words.json").read_text(encoding="utf-8"))["corpora"]["wikitext-2"]["rows"]
+    text = (DOCS / "methods/slim_lm.md").read_text(encoding="utf-8")
+    assert f"| {words} | {measured[row]['bytes'] / 1e6:.1f} | {measured[row]['test']:.1f} |" in text
+
+
 def test_every_method_has_a_page_with_what_a_page_owes():
     from fewfold.methods.registry import METHODS
 
