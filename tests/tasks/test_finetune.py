@@ -70,30 +70,54 @@ def plain_loop(model, batch, settings, steps):
     others = [p for n, p in model.named_parameters() if p.dim() == 1]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
-    warm, losses = round(settings.warmup * steps), []
+    warm, losses, grids = round(settings.warmup * steps), [], few_bit_grids(model)
     model.train()
     for step in range(steps):
         rate = step / warm if step < warm else (steps - step) / (steps - warm)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * rate
         loss = torch.nn.functional.cross_entropy(
-            model(**{name: value for name, value in batch.items() if name != "labels"}).logits, batch["labels"]
+            torch.func.functional_call(
+                model,
+                {name: straight_through(model.get_parameter(name), scales) for name, scales in grids.items()},
+                kwargs={name: value for name, value in batch.items() if name != "labels"},
+            ).logits,
+            batch["labels"],
         )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_gradient_norm)
         optimizer.step()
         losses.append(loss.item())
+    with torch.no_grad():
+        for name, scales in grids.items():
+            model.get_parameter(name).copy_(straight_through(model.get_parameter(name), scales))
     return sum(losses) / steps
 
 
-@pytest.mark.parametrize("is_compressed", [False, True])
-def test_training_equals_a_plain_loop(is_compressed, tokenizer, body, examples):
-    if is_compressed:
-        fewfold.compress(body, LowRank(targets="linears", rank=8, weighting="none"))
+def few_bit_grids(model):
+    """Scales of every number that is kept in three bits, by the name of its weight."""
+    return {
+        f"{name}.weight": leaf.grid()[1].float().repeat_interleave(leaf.stored.group, 1)[:, : leaf.weight.shape[1]]
+        for name, leaf in model.named_modules()
+        if getattr(leaf, "stored", None) is not None and leaf.stored.name == "int3"
+    }
+
+
+def straight_through(weight, scales):
+    """Rounded to three bits, with the gradient of the float."""
+    rounded = (weight / scales).round().clamp(-4, 3) * scales
+    return weight + (rounded - weight).detach()
+
+
+@pytest.mark.parametrize("stored", [None, "fp32", "int3"])
+def test_training_equals_a_plain_loop(stored, tokenizer, body, examples):
+    if stored is not None:
+        fewfold.compress(body, LowRank(targets="linears", rank=8, weighting="none", stored_dtype=stored))
     model = with_head(body, 2)
     rows = text_rows(model, tokenizer, examples, 32)
-    settings = FineTuning(learning_rate=1e-3, epochs=5, batch_size=24, warmup=0.4, weight_decay=0.1)
+    rate = 2e-2 if stored == "int3" else 1e-3  # from one point of a grid to the next
+    settings = FineTuning(learning_rate=rate, epochs=5, batch_size=24, warmup=0.4, weight_decay=0.1)
     reference = copy.deepcopy(model)
     start = {name: parameter.clone() for name, parameter in model.named_parameters()}
     loss = plain_loop(reference, Padding(tokenizer)(rows), settings, steps=5)
@@ -102,7 +126,8 @@ def test_training_equals_a_plain_loop(is_compressed, tokenizer, body, examples):
     assert done.loss == pytest.approx(loss, rel=1e-4)
     assert not model.training
     for (name, found), expected in zip(model.named_parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4, msg=name)
+        if not name.endswith("key.up.bias"):  # it changes no attention: its gradient is rounding alone
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-4, msg=name)
     unused = {name for name, p in model.named_parameters() if p.numel() and torch.equal(p, start[name])}
     assert unused == set()
 
