@@ -181,6 +181,23 @@ def test_perplexities_in_the_text_are_what_was_measured(words, row):
     assert f"| {words} | {measured[row]['bytes'] / 1e6:.1f} | {measured[row]['test']:.1f} |" in text
 
 
+@pytest.mark.parametrize(
+    ("words", "row"),
+    [
+        ("low rank, which it is at `group=1`", "low rank"),
+        ("pairs of layers, as published", "pairs, as published"),
+        ("pairs, ours (default)", "pairs (default)"),
+        ("three layers", "three layers"),
+        ("six layers", "six layers"),
+    ],
+)
+def test_shared_bases_in_the_text_are_what_was_measured(words, row):
+    measured = json.loads((RESULTS / "shared_basis_quality.json").read_text(encoding="utf-8"))["rows"]
+    near = {one["name"]: one["neighbour_overlap"] for one in measured}
+    text = (DOCS / "methods/shared_basis.md").read_text(encoding="utf-8")
+    assert f"| {words} | {near[f'{row}, 1/2']:.2f} | {near[f'{row}, 1/4']:.2f} |" in text
+
+
 def test_every_method_has_a_page_with_what_a_page_owes():
     from fewfold.methods.registry import METHODS
 
