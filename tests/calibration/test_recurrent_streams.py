@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 import fewfold
 from fewfold import LowRank, SubvectorCodes
@@ -74,3 +75,39 @@ def test_padded_steps_of_a_recurrent_map_do_not_count(model, batches):
     found = statistics.inputs["model.layers.0.hidden_map"]
     assert found.count == len(rows)
     torch.testing.assert_close(found.product.double(), rows.t() @ rows, atol=1e-5, rtol=1e-5)
+
+
+class Sometimes(nn.Module):
+    """A map that only some batches reach, as an expert."""
+
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(4, 4, bias=False)
+
+    def forward(self, hidden_states):
+        return self.map(hidden_states) if hidden_states.shape[1] > 2 else hidden_states
+
+
+class Stack(nn.Module):
+    """Two such blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Sometimes(), Sometimes()])
+
+    def forward(self, hidden_states):
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        return hidden_states
+
+
+def test_batches_that_do_not_reach_a_map_are_left_out():
+    torch.manual_seed(0)
+    model = Stack()
+    short, long = torch.randn(3, 2, 4), torch.randn(2, 5, 4)
+    batches = [{"hidden_states": short}, {"hidden_states": long}]
+    streams = Streams(model, copy.deepcopy(model), ["blocks.0", "blocks.1"], find_targets(model), batches)
+    drifts = {name: drift for stage in streams.stages() for name, drift in stage.items()}
+    rows = long.flatten(0, 1).double()
+    assert drifts["blocks.0.map"].count == len(rows)
+    torch.testing.assert_close(drifts["blocks.0.map"].cross, rows.t() @ rows, atol=1e-5, rtol=1e-5)

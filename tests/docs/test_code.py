@@ -157,6 +157,7 @@ def test_choices_in_the_text_are_what_was_measured(words, choice):
     row = next(one["row"] for one in rows if one["choice"] == choice)
     text = (DOCS / "methods/embedding_sharing.md").read_text(encoding="utf-8")
     assert f"| {words} | {row[4]} |" in text, row[4]
+    assert (abs(float(row[4]) - 1) <= 0.015) == (row[6] == "undecided")
 
 
 @pytest.mark.parametrize(
@@ -179,6 +180,7 @@ def test_perplexities_in_the_text_are_what_was_measured(words, row):
     measured = json.loads((RESULTS / "slim_lm_words.json").read_text(encoding="utf-8"))["corpora"]["wikitext-2"]["rows"]
     text = (DOCS / "methods/slim_lm.md").read_text(encoding="utf-8")
     assert f"| {words} | {measured[row]['bytes'] / 1e6:.1f} | {measured[row]['test']:.1f} |" in text
+    assert f"| Kneser-Ney 5-gram | | {measured['Kneser-Ney 5-gram']['test']:.0f} |" in text
 
 
 @pytest.mark.parametrize(

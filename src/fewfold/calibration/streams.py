@@ -177,6 +177,8 @@ class Streams:
         batch_number = 0
 
         def hook(module_name: str) -> Callable[..., None]:
+            stepwise = is_called_each_step(self.dense, module_name)
+
             def record(module: nn.Module, args: tuple) -> None:
                 del module
                 stage = next((stage for tensor, stage in seen if tensor is args[0]), None)
@@ -187,8 +189,9 @@ class Streams:
                         order.append(stage)
                     seen.append((args[0], stage))
                     found = inputs.setdefault(stage[0], [[] for _ in self.batches])[batch_number]
-                    step = len(found) if is_called_each_step(self.dense, module_name) else None
-                    mask = padding_mask(self.batches[batch_number], module_name, args[0], step)
+                    mask = padding_mask(
+                        self.batches[batch_number], module_name, args[0], len(found) if stepwise else None
+                    )
                     found.append(rows_of(args[0], mask))
                 if module_name not in stage:
                     stage.append(module_name)
@@ -214,7 +217,10 @@ class Streams:
         states: Sequence[Tensor],
         inputs: dict[str, list[list[Tensor]]],
     ) -> dict[str, Drift]:
-        """Moments of what enters a stage in the copy, against what enters it in the dense model."""
+        """Moments of what enters a stage in the copy, against what enters it in the dense model.
+
+        :raises CannotStream: if the copy reads more or fewer rows.
+        """
         block, leader = self.copy.get_submodule(block_name), stage[0]
         caught: list[Tensor] = []
         expected, stepwise = 1, is_called_each_step(self.copy, leader)
@@ -227,17 +233,18 @@ class Streams:
                 raise _Stop
 
         handle = self.copy.get_submodule(leader).register_forward_pre_hook(catch)
-        drift = Drift(inputs[leader][0][0].shape[-1])
+        drift = Drift(next(rows for called in inputs[leader] for rows in called).shape[-1])
         try:
             for number, (call, state) in enumerate(zip(calls, states, strict=True)):
                 caught.clear()
                 expected = len(inputs[leader][number])
-                try:
+                with suppress(_Stop):
                     call.run(block, state)
-                except _Stop:
-                    drift.add(torch.cat(inputs[leader][number]), torch.cat(caught))
-                else:
-                    raise CannotStream(f"{leader} is called more often in the dense model than in its copy")
+                dense_rows, rows = inputs[leader][number], caught
+                if sum(map(len, dense_rows)) != sum(map(len, rows)):
+                    raise CannotStream(f"{leader} does not read the same rows in the dense model and in its copy")
+                if rows:
+                    drift.add(torch.cat(dense_rows), torch.cat(rows))
         finally:
             handle.remove()
         return dict.fromkeys(stage, drift)

@@ -203,13 +203,12 @@ class DistillTrainer(Trainer):
             batches = [self.masking(batch, HELD_OUT) for batch in batches]
         counts = [self.criterion.counts(batch) for batch in batches]
         found: dict[str, float] = {}
-        for batch, count in zip(batches, counts, strict=True):
-            shares = {name: count[name] / sum(other[name] for other in counts) for name in count}
-            moved = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
-            with self.model.rounding.applied():
-                losses = self.model(moved, shares, teacher)
-            for name, loss in losses.items():
-                found[name] = found.get(name, 0.0) + float(loss)
+        with self.model.rounding.applied():
+            for batch, count in zip(batches, counts, strict=True):
+                shares = {name: count[name] / sum(other[name] for other in counts) for name in count}
+                moved = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+                for name, loss in self.model(moved, shares, teacher).items():
+                    found[name] = found.get(name, 0.0) + float(loss)
         return found
 
     @property

@@ -173,9 +173,7 @@ def followed_scales(
     :return: ``(rows, groups)`` float32 numbers of ``scale_dtype``.
     """
     grouped = _grouped(values.detach().to(torch.float32), group_size)
-    low, high = grouped.amin(-1), grouped.amax(-1)
-    whole = torch.where(-low >= high, -low, -high) / 2 ** (bits - 1)
-    scales = torch.where(scales == 0, whole, scales)
+    scales = torch.where(scales == 0, _reaching(grouped, bits), scales)
     best, best_error = scales, torch.full_like(scales, torch.inf)
     for share in (1.0, *NEIGHBOURS):
         trial = _storable(scales * share, scale_dtype).to(torch.float32)
@@ -215,8 +213,7 @@ def _best_scales(
     if bits == 8:
         ends = [torch.maximum(high, -low) / (limit - 1)]
     else:
-        longer = torch.where(-low >= high, -low, -high) / limit  # the sign puts the longer side on -limit
-        ends = [longer, torch.maximum(high, -low) / (limit - 1)]
+        ends = [_reaching(grouped, bits), torch.maximum(high, -low) / (limit - 1)]
     shares = torch.linspace(1.0, SEARCH_LOWEST, SEARCH_STEPS).tolist() if search else [1.0]
     best, best_error = None, None
     for end in ends:
@@ -232,6 +229,12 @@ def _best_scales(
                 best, best_error = torch.where(better, scales, best), torch.where(better, total, best_error)
     assert best is not None
     return best
+
+
+def _reaching(grouped: Tensor, bits: int) -> Tensor:
+    """Scales ``(rows, groups)`` whose sign puts the longer side of a group on the longer side of the grid."""
+    low, high = grouped.amin(-1), grouped.amax(-1)
+    return torch.where(-low >= high, -low, -high) / 2 ** (bits - 1)
 
 
 def _storable(scales: Tensor, dtype: torch.dtype) -> Tensor:

@@ -21,7 +21,6 @@ from fewfold.tasks.batches import Padding, Row, token_total
 from fewfold.training.arguments import trainer_arguments
 from fewfold.training.forward import forward_restored
 from fewfold.training.processor import quick_on_processors
-from fewfold.training.rounding import RoundedSteps, Rounding
 
 
 @dataclass(frozen=True)
@@ -109,6 +108,8 @@ def fine_tune(
     require("accelerate")
     from transformers import PrinterCallback, ProgressCallback, Trainer
 
+    from fewfold.training.rounding import RoundedSteps, Rounding
+
     unpack(model)
     rounding = Rounding(model)
     with tempfile.TemporaryDirectory() as folder:
@@ -122,8 +123,11 @@ def fine_tune(
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         start = time.perf_counter()
-        with quick_on_processors(settings.bf16), forward_restored(model):
-            result = trainer.train()
+        try:
+            with quick_on_processors(settings.bf16), forward_restored(model):
+                result = trainer.train()
+        finally:
+            rounding.restore_()
         seconds = time.perf_counter() - start
     model.eval()
     rounding.settle_(model)

@@ -45,7 +45,7 @@ class Rounding(nn.Module):
 
         :param step: of the training; every tenth lets scales follow the floats.
         """
-        if self.floats is not None:
+        if self.floats is not None or not self.leaves:
             return
         self.floats = []
         spread_again(*self.trained)

@@ -142,7 +142,7 @@ class SubvectorCodesMethod(Method):
         size = settings_bytes(target.rows, target.columns, settings, unit.config.stored, element_size)
         if target.kind == "embedding":
             latents = settings["rank"] * target.columns
-            head = latents + target.columns * settings["mean_row"]
+            head = latents + target.columns * bool(settings.get("mean_row"))
             head += sum(settings["rank"] * stage.words for stage in stages_of(settings))
             return Cost(numbers, size, latents + target.heads * min(head, target.numel))
         products = sum(target.columns * stage.words for stage in stages_of(settings))
