@@ -1,61 +1,65 @@
 """Translation with dense and slim tables: Multi30k, English to German, BLEU on test_2016_flickr.
 
 An LSTM encoder–decoder with attention and a transformer, each with dense tables and with slim ones of a tenth of their
-numbers; the same pairs, vocabulary, steps and seed. BLEU is sacrebleu's on detokenized, cased text.
+numbers; the same pairs, vocabulary, steps and seed. A third row of each is the trained dense model, compressed into no
+more bytes than the slim one has and not trained again. BLEU is sacrebleu's on detokenized, cased text.
 
     python benchmarks/translation.py [row …] [--seed 0] [--threads 2]
 
 About 20 minutes a row on two cores. Every row is written as soon as it is measured, and one that is there is not
-measured again; a training that was stopped goes on from its last checkpoint.
+measured again; a training that was stopped goes on from its last checkpoint. Trained models are kept below fewfold's
+cache.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import BF16, RESULTS, check, publish_checks
+from transformers import AutoTokenizer
 
 import fewfold
 from fewfold.calibration.cache import cache_folder
-from fewfold.measure.parameters import stored_bytes
+from fewfold.measure.parameters import stored_bytes, unique_parameters
 from fewfold.surgery.targets import find_targets
 from fewfold.tasks import evaluate
-from fewfold.tasks.translation import SlimTables, TranslationTraining, read_corpus
+from fewfold.tasks.translation import SlimTables, TranslationTraining, Vocabularies, read_corpus
+from fewfold.tasks.translation.batching import collate, encode_pairs
 from fewfold.tasks.translation.run import train_and_save
+from fewfold.tasks.translation.training import held_out_loss
 
-PAIR, RATIO, POSITIONS, BEAMS, RESAMPLES = "multi30k-en-de", 10, 8, 5, 1000
+PAIR, RATIO, POSITIONS, BEAMS, RESAMPLES = "multi30k-en-de", 10, 16, 5, 1000
 VOCABULARY, SIZE = 8000, 256
 TRAINING: dict[str, dict[str, Any]] = {
-    "lstm": {"steps": 3000, "batch_tokens": 1500, "learning_rate": 1e-3, "warmup": 300},
+    "lstm": {"steps": 3000, "batch_tokens": 1500, "learning_rate": 2e-3, "warmup": 300},
     "transformer": {"steps": 3000, "batch_tokens": 1500, "learning_rate": 1e-3, "warmup": 600},
 }
-ROWS = {f"{kind}, {tables}": (kind, tables == "slim") for kind in TRAINING for tables in ("dense", "slim")}
+DROPOUT = 0.1
+DENSE, SLIM, CODED = "dense", "slim", "dense, coded to the bytes of slim"
+ROWS = {f"{kind}, {made}": (kind, made) for kind in TRAINING for made in (DENSE, SLIM, CODED)}
+CALIBRATED = 512  # pairs
 FILE = RESULTS / "translation.rows.json"
 FLOOR, LOSS = 25.0, 0.03
 
 
-def measure(kind: str, slim: bool, seed: int) -> dict[str, Any]:
-    """Train one row's model, or go on with it, and judge it."""
-    folder = Path(cache_folder().parent) / "translation" / f"{kind}-{'slim' if slim else 'dense'}-{seed}"
-    settings = TranslationTraining(**TRAINING[kind], seed=seed, bf16=BF16)
-    if not (folder / "training.json").is_file():
-        train_and_save(
-            folder, kind, read_corpus(), read_corpus(split="val"), settings, vocabulary=VOCABULARY, size=SIZE,
-            slim=SlimTables(RATIO, POSITIONS, seed) if slim else None,
-        )  # fmt: skip
-    from transformers import AutoTokenizer
+def folder_of(kind: str, made: str, seed: int) -> Path:
+    """Where a row's model lies."""
+    return Path(cache_folder().parent) / "translation" / f"{kind}-{made.replace(', ', '-').replace(' ', '-')}-{seed}"
 
-    record = json.loads((folder / "training.json").read_text())
+
+def measure(kind: str, made: str, seed: int) -> dict[str, Any]:
+    """Train or compress one row's model, or go on with it, and judge it."""
+    folder = folder_of(kind, made, seed)
+    found = {"seed": seed, **(code if made == CODED else train)(folder, kind, made, seed)}
     model, tokenizer = fewfold.load(folder), AutoTokenizer.from_pretrained(folder)
     tables = [target for target in find_targets(model) if target.kind == "embedding" and target.refusal is None]
-    found: dict[str, Any] = {
-        "seed": seed, "training": record["training"], "settings": record["settings"], "data": record["data"],
-        "parameters": record["model"]["parameters"], "bytes": record["model"]["bytes"],
+    found |= {
+        "parameters": unique_parameters(model), "bytes": stored_bytes(model),
         "table_numbers": sum(sum(p.numel() for p in model.get_submodule(t.module).parameters()) for t in tables),
         "table_bytes": sum(stored_bytes(model.get_submodule(target.module)) for target in tables),
     }  # fmt: skip
@@ -66,8 +70,46 @@ def measure(kind: str, slim: bool, seed: int) -> dict[str, Any]:
             **run["metrics"]["bleu"], "signature": judged["data"]["signature"],
             "tokens_a_second": run["evaluation"]["tokens"] / run["evaluation"]["seconds"],
         }  # fmt: skip
-    shutil.rmtree(folder)
     return found
+
+
+def train(folder: Path, kind: str, made: str, seed: int) -> dict[str, Any]:
+    """Train a model, unless its folder is there."""
+    settings = TranslationTraining(**TRAINING[kind], seed=seed, bf16=BF16)
+    if not (folder / "training.json").is_file():
+        train_and_save(
+            folder, kind, read_corpus(), read_corpus(split="val"), settings, vocabulary=VOCABULARY, size=SIZE,
+            dropout=DROPOUT, slim=SlimTables(RATIO, POSITIONS, seed) if made == SLIM else None,
+        )  # fmt: skip
+    record = json.loads((folder / "training.json").read_text())
+    return {name: record[name] for name in ("training", "settings", "data")}
+
+
+def code(folder: Path, kind: str, made: str, seed: int) -> dict[str, Any]:
+    """Compress the trained dense model on pairs that it learned from.
+
+    :raises SystemExit: if the models that it comes from are not there.
+    """
+    dense, slim = (folder_of(kind, name, seed) for name in (DENSE, SLIM))
+    if not (dense / "training.json").is_file() or not (slim / "training.json").is_file():
+        raise SystemExit(f"{kind}, {made} needs the dense and the slim model: measure those rows first")
+    model, vocabularies = fewfold.load(dense), Vocabularies.of(AutoTokenizer.from_pretrained(dense))
+    longest, fill = TranslationTraining().max_length, (vocabularies.source.pad_token_id,) * 2
+    pairs = encode_pairs(vocabularies, read_corpus(), longest)[:CALIBRATED]
+    batches = [
+        collate(pairs[place : place + 8], fill, model.config.decoder_start_token_id)
+        for place in range(0, CALIBRATED, 8)
+    ]
+    for batch in batches:
+        del batch["labels"]
+    wanted = stored_bytes(fewfold.load(slim))
+    start = time.perf_counter()
+    model = fewfold.compress(model, "codes-default", budget=f"bytes={wanted}", calibration=batches)
+    seconds = time.perf_counter() - start
+    held_out = encode_pairs(vocabularies, read_corpus(split="val"), longest)
+    loss = held_out_loss(model, vocabularies, held_out, TRAINING[kind]["batch_tokens"])
+    fewfold.save(model, folder, tokenizer=vocabularies)
+    return {"training": {"seconds": seconds, "held_out": [{"loss": loss}]}}
 
 
 def measured() -> dict[str, list[dict[str, Any]]]:
@@ -113,7 +155,8 @@ def draw(rows: dict[str, list[dict[str, Any]]]) -> None:
         cells = [name, bleu_text(runs, "greedy"), bleu_text(runs, "beam")]
         cells.append(f"{median([run['training']['held_out'][-1]['loss'] for run in runs]):.3f}")
         cells += [f"{runs[0][key]:,}" for key in ("parameters", "bytes", "table_numbers", "table_bytes")]
-        cells.append(f"{median([run['training']['tokens_a_second'] for run in runs]):,.0f}")
+        speeds = [run["training"]["tokens_a_second"] for run in runs if "tokens_a_second" in run["training"]]
+        cells.append(f"{median(speeds):,.0f}" if speeds else "not trained")
         cells.append(f"{median([run['greedy']['tokens_a_second'] for run in runs]):,.0f}")
         cells.append(f"{median([run['training']['seconds'] / 60 for run in runs]):.1f}")
         lines.append(f"| {' | '.join(cells)} |")
@@ -126,7 +169,8 @@ def draw(rows: dict[str, list[dict[str, Any]]]) -> None:
         ]
         lines += [
             f"{kind}: {chosen['steps']:,} steps of at most {chosen['batch_tokens']:,} tokens, peak learning rate "
-            f"{chosen['learning_rate']:g}, cosine; joint vocabulary of {VOCABULARY:,}, size {SIZE}."
+            f"{chosen['learning_rate']:g}, cosine; dropout {DROPOUT}, joint vocabulary of {VOCABULARY:,}, size {SIZE}, "
+            f"{POSITIONS} sub-vectors a word in slim tables."
             for kind, chosen in TRAINING.items()
         ]
     publish_checks("translation", "Translation with slim tables", claims_of(rows), {"rows": rows}, [*lines, ""])
@@ -144,14 +188,16 @@ def claims_of(rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """What was asked for, of the rows that are there."""
     claims = []
     for kind in TRAINING:
-        dense, slim = (
-            [run["greedy"]["value"] for run in rows.get(f"{kind}, {tables}", [])] for tables in ("dense", "slim")
-        )
-        if dense:
-            claims.append(check(f"{kind}, dense: BLEU greedy", median(dense), FLOOR, digits=2))
-        if dense and slim:
-            share = median(slim) / max(median(dense), 1e-9)
-            claims.append(check(f"{kind}: slim at 1/{RATIO} over dense, BLEU greedy", share, 1 - LOSS))
+        found = {
+            made: [run["greedy"]["value"] for run in rows.get(f"{kind}, {made}", [])] for made in (DENSE, SLIM, CODED)
+        }
+        if not found[DENSE]:
+            continue
+        claims.append(check(f"{kind}, dense: BLEU greedy", median(found[DENSE]), FLOOR, digits=2))
+        for made, what in ((SLIM, f"slim at 1/{RATIO}"), (CODED, "the dense model coded to slim's bytes")):
+            if found[made]:
+                share = median(found[made]) / max(median(found[DENSE]), 1e-9)
+                claims.append(check(f"{kind}: {what} over dense, BLEU greedy", share, 1 - LOSS))
     return claims
 
 
