@@ -6,6 +6,8 @@ the same steps over the same text with the same settings and seed:
 - a modified, interpolated Kneser-Ney 5-gram over the same words, `<eos>` and `<unk>` foretold like any other;
 - the dense LSTM, and the LSTM with a slim input table and output layer of 1/10 and of 1/50 of their numbers;
 - the LSTM with a slim input table of 1/50 alone;
+- slim ones whose words share sub-vectors with words of like neighbours instead of with any, and a dense one whose
+  tables begin at the same vectors of neighbours;
 - dense LSTMs that are narrow enough to have the bytes of the slim ones;
 - the trained dense LSTM, its tables and matrices coded into no more than the bytes of the slim ones, not trained again.
 
@@ -46,6 +48,7 @@ from fewfold.lm.saving import save_lm
 from fewfold.measure.disk import file_bytes
 from fewfold.measure.parameters import unique_parameters
 from fewfold.models import SlimLMConfig, SlimLMForCausalLM
+from fewfold.training.neighbours import Tables
 
 NAME = "slim_lm_words"
 ROWS = RESULTS / f"{NAME}.rows.json"
@@ -61,12 +64,14 @@ class Row:
     """One contender: how its tables are made.
 
     :param slim: shares of the dense tables' numbers, of input and output; None for a dense one.
+    :param neighbours: tables that begin at words' neighbours, as of `LMTraining`.
     :param like: a row whose bytes a narrower dense model has.
     :param coded: a row whose bytes the dense model is coded into.
     """
 
     name: str
     slim: tuple[int | None, int | None] = (None, None)
+    neighbours: Tables = "none"
     like: str = ""
     coded: str = ""
 
@@ -80,11 +85,15 @@ MODELS = {
         Row("slim 1/50", (50, 50)),
         Row("slim input 1/50", (50, None)),
         Row("dense, bytes of slim 1/50", like="slim 1/50"),
+        Row("dense, begun at neighbours", neighbours="all"),
+        Row("slim 1/10, by neighbours", (10, 10), "slim"),
+        Row("slim 1/50, by neighbours", (50, 50), "slim"),
+        Row("slim input 1/50, by neighbours", (50, None), "slim"),
         Row("dense, coded to the bytes of slim 1/10", coded="slim 1/10"),
         Row("dense, coded to the bytes of slim 1/50", coded="slim 1/50"),
     )
 }
-BASELINE = f"Kneser-Ney {ORDER}-gram"
+BASELINE, BEGUN = f"Kneser-Ney {ORDER}-gram", "dense, begun at neighbours"
 
 
 def config_of(row: Row) -> SlimLMConfig:
@@ -133,6 +142,7 @@ class Bench:
         """What a row is kept under."""
         settings = {} if row == BASELINE else {**self.training.of_the_run(), "dropout": DROPOUT, "hidden": HIDDEN}
         settings.pop("bf16", None)  # rows say it of themselves
+        settings.pop("neighbours", None)  # in the row's name
         return json.dumps([corpus, row, VOCABULARY, settings, *([self.limit] if self.limit else [])])
 
     def found(self, corpus: str, row: str) -> dict[str, Any] | None:
@@ -176,7 +186,8 @@ class Bench:
             if self.end is not None and time.monotonic() > self.end:
                 raise OutOfTime
 
-        trained = train_lm(config_of(row), texts, self.training, checkpoints=checkpoints, tell=tell)
+        training = self.training.model_copy(update={"neighbours": row.neighbours})
+        trained = train_lm(config_of(row), texts, training, checkpoints=checkpoints, tell=tell)
         folder.parent.mkdir(parents=True, exist_ok=True)
         save_lm(trained, texts.tokenizer, folder)
         assert trained.valid is not None
@@ -272,6 +283,9 @@ def checks_of(bench: Bench, corpus: str) -> list[dict[str, Any]]:
         ("slim 1/10's perplexity over dense's", "slim 1/10", "dense", 1.05, False),
         ("the dense model of its bytes over slim 1/10", "dense, bytes of slim 1/10", "slim 1/10", 1.02, True),
         ("slim input 1/50's perplexity over dense's", "slim input 1/50", "dense", 1.02, False),
+        ("slim 1/10 by neighbours, over dense", "slim 1/10, by neighbours", "dense", 1.05, False),
+        ("slim 1/10 by neighbours, over dense begun so", "slim 1/10, by neighbours", BEGUN, 1.05, False),
+        ("slim input 1/50 by neighbours, over dense", "slim input 1/50, by neighbours", "dense", 1.02, False),
         ("dense coded like slim 1/10, over dense", "dense, coded to the bytes of slim 1/10", "dense", 1.05, False),
     )  # fmt: skip
     return [

@@ -18,6 +18,10 @@ from rich.table import Table
 
 Force = Annotated[bool, typer.Option("--force", help="Replace the model that OUT holds.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do not go on from OUT.checkpoints, start anew.")]
+Neighbours = Annotated[
+    str,
+    typer.Option(help="Tables to begin at the neighbours that words have in the text: slim, all, none."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show what transformers, torchao and the Hub have to say.")

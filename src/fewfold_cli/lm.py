@@ -12,6 +12,7 @@ from fewfold_cli.console import (
     AsJson,
     Force,
     Fresh,
+    Neighbours,
     Verbose,
     count,
     err,
@@ -62,6 +63,7 @@ def train(
         str | None, typer.Option(help="Methods to build the model from: a recipe's YAML file or a preset's name.")
     ] = None,
     positions: Annotated[int, typer.Option(min=1, help="Sub-vectors that make a word's slim vector.")] = 8,
+    neighbours: Neighbours = "slim",
     dropout: Annotated[float, typer.Option(help="Of inputs, between layers, and of outputs.")] = 0.3,
     embedding_dropout: Annotated[float, typer.Option(help="Share of words dropped from a batch.")] = 0.0,
     weight_dropout: Annotated[float, typer.Option(help="Of the recurrent matrices.")] = 0.0,
@@ -105,7 +107,7 @@ def train(
             batch=batch, bptt=bptt, optimizer=optimizer, learning_rate=learning_rate, schedule=schedule, warmup=warmup,
             weight_decay=weight_decay, clip=clip, steps=steps, epochs=epochs, minutes=minutes,
             evaluate_steps=evaluate_steps, patience=patience, checkpoint_minutes=checkpoint_minutes, bf16=bf16,
-            seed=seed,
+            seed=seed, neighbours=neighbours,
         )  # fmt: skip
         codes = slim_size(slim_input, positions, seed), slim_size(slim_output, positions, seed + 1)
         corpus = _corpus(text, valid, test, tokenizer, vocab_size, min_count)

@@ -7,7 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from fewfold_cli.console import AsJson, Force, Fresh, Verbose, count, err, megabytes, out, print_json, table, working
+from fewfold_cli.console import (
+    AsJson,
+    Force,
+    Fresh,
+    Neighbours,
+    Verbose,
+    count,
+    err,
+    megabytes,
+    out,
+    print_json,
+    table,
+    working,
+)
 from fewfold_cli.files import check_files, check_output, existing_model
 
 TRAIN_EXAMPLE = (
@@ -37,6 +50,7 @@ def train(
         str | None, typer.Option(help="Methods to build the model from: a recipe's YAML file or a preset's name.")
     ] = None,
     positions: Annotated[int, typer.Option(min=1, help="Slim tables: sub-vectors of a word.")] = 8,
+    neighbours: Neighbours = "slim",
     vocabulary: Annotated[int, typer.Option(help="Entries of the subword vocabulary (of each, if separate).")] = 8000,
     separate: Annotated[bool, typer.Option("--separate", help="A vocabulary for each language.")] = False,
     lowercase: Annotated[bool, typer.Option("--lowercase", help="Lower-case all text.")] = False,
@@ -79,6 +93,7 @@ def train(
         settings = TranslationTraining(
             steps, batch_tokens, learning_rate, schedule, warmup, seed=seed,  # type: ignore[arg-type]
             checkpoint_minutes=checkpoint_minutes, evaluate_steps=max(1, min(500, -(-steps // 4))), bf16=bf16,
+            neighbours=neighbours,  # type: ignore[arg-type]
         )  # fmt: skip
         record = train_and_save(
             output, model, corpora[0].first(limit), corpora[1], settings,

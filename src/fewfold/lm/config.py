@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from fewfold.training.frequencies import Start
+from fewfold.training.neighbours import Tables
 from fewfold.training.settings import CheckedSettings
 
 _LIMITS = ("checkpoint_minutes", "log_steps")
@@ -26,6 +27,9 @@ class LMTraining(CheckedSettings):
     output_bias: Start = Field(
         "frequencies",
         description="where the output layer's bias begins: at the logs of words' shares of the text, or 0",
+    )
+    neighbours: Tables = Field(
+        "slim", description="tables that begin at the neighbours words have in the text, not at random: slim, all, none"
     )
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)

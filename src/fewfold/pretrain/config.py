@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fewfold.errors import TaskError
 from fewfold.pretrain.settings import PretrainSettings
 from fewfold.training.frequencies import Start
+from fewfold.training.neighbours import Tables
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -39,6 +40,9 @@ class PretrainConfig(BaseModel):
     )
     output_bias: Start = Field(
         "frequencies", description="where the head's bias begins: at the logs of tokens' shares of the text, or at 0"
+    )
+    neighbours: Tables = Field(
+        "slim", description="tables that begin at the neighbours tokens have in the text: slim (coded) ones, all, none"
     )
     training: PretrainSettings = Field(default_factory=PretrainSettings)
 

@@ -1,4 +1,4 @@
-"""Which sub-vectors a row is made of: balanced, at random, and different for every row."""
+"""Which sub-vectors a row is made of, no two rows alike: balanced and at random, or by vectors of the rows."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from collections import Counter
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from fewfold.linalg.kmeans import kmeans, nearest
+from fewfold.stored.stages import StageSpec
 
 TRIES = 200  # rows that a row which equals another one may exchange a code with
+CLOSE = 32  # words that a row which equals another one may take instead, at each position
 
 
 def balanced_codes(rows: int, positions: int, words: int, free: bool, seed: int) -> Tensor:
@@ -70,3 +75,53 @@ def _counted_off(rows: int, positions: int, words: int, generator: torch.Generat
     numbers = torch.randperm(rows, generator=generator)
     digits = [numbers % words, *(numbers // words**place + numbers for place in range(1, positions))]
     return torch.stack([torch.randperm(words, generator=generator)[digit % words] for digit in digits], 1)
+
+
+def codes_of_vectors(vectors: Tensor, stage: StageSpec, weights: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Codes by which rows that have like vectors share words, and the words: the centres of the vectors' pieces.
+
+    Every row takes the nearest words. Of rows that come out equal the weightiest stays, and the others take a word a
+    little further away at one position.
+
+    :param vectors: ``(rows, columns)`` floats.
+    :param weights: ``(rows,)``, not negative: heavier rows draw words towards themselves.
+    :param seed: of the k-means.
+    :return: codes ``(rows, positions)`` int64, and words ``(positions · words or words, width)`` fp32.
+    """
+    positions = stage.positions(vectors.shape[1])
+    pieces = pad(vectors.float(), (0, positions * stage.width - vectors.shape[1])).unflatten(1, (positions, -1))
+    weights = weights.clamp(min=1e-3 * float(weights.max()))
+    if stage.shared:
+        words = kmeans(pieces.flatten(0, 1), stage.words, weights.repeat_interleave(positions), seed=seed)
+        books = [words] * positions
+    else:
+        books = [
+            kmeans(pieces[:, place].contiguous(), stage.words, weights, seed=seed * positions + place)
+            for place in range(positions)
+        ]
+        words = torch.cat(books)
+    codes = torch.stack([nearest(pieces[:, place].contiguous(), books[place]) for place in range(positions)], 1)
+    _take_others(codes, pieces, books, weights)
+    return codes, words
+
+
+def _take_others(codes: Tensor, pieces: Tensor, books: list[Tensor], weights: Tensor) -> None:
+    """Change codes in place, each at one position and by as little as can be, until no two rows are equal."""
+    order = weights.argsort(descending=True, stable=True).tolist()
+    listed = [tuple(row) for row in codes.tolist()]
+    taken: set[tuple[int, ...]] = set()
+    for row in order:
+        if listed[row] in taken:
+            distances = [torch.cdist(pieces[row, place][None], book)[0].square() for place, book in enumerate(books)]
+            options = []
+            for place, distance in enumerate(distances):
+                least, word = distance.topk(min(CLOSE, len(distance)), largest=False)
+                further = (least - distance[listed[row][place]]).tolist()
+                options += [(more, place, code) for more, code in zip(further, word.tolist(), strict=True)]
+            for _, place, code in sorted(options):
+                other = _with(listed[row], place, code)
+                if other not in taken:
+                    listed[row] = other
+                    break
+        taken.add(listed[row])
+    codes.copy_(torch.tensor(listed))

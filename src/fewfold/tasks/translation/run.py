@@ -22,8 +22,29 @@ from fewfold.tasks.translation.build import build_model
 from fewfold.tasks.translation.corpus import Corpus
 from fewfold.tasks.translation.settings import TranslationTraining
 from fewfold.tasks.translation.training import train_translation
-from fewfold.tasks.translation.vocabulary import train_vocabularies
+from fewfold.tasks.translation.vocabulary import Vocabularies, train_vocabularies
 from fewfold.training.frequencies import begin_at_frequencies
+from fewfold.training.neighbours import begin_at_neighbours
+
+
+def begin(model: Any, vocabularies: Vocabularies, train: Corpus, settings: TranslationTraining) -> None:
+    """Set a fresh model's head and slim tables to what can be counted in the training text, as the settings say."""
+    if settings.neighbours == "none" and settings.output_bias != "frequencies":
+        return
+    pairs = encode_pairs(vocabularies, train, settings.max_length)
+    targets = torch.tensor([token for pair in pairs for token in pair.target])
+    if settings.output_bias == "frequencies":
+        begin_at_frequencies(model, torch.bincount(targets, minlength=len(vocabularies.target)))
+    if settings.neighbours != "none":
+        sources = torch.tensor([token for pair in pairs for token in pair.source])
+        read, written = model.get_input_embeddings(), model.get_output_embeddings()
+        if vocabularies.is_joint:
+            sides = [([read, written], torch.cat([sources, targets]))]
+        else:
+            sides = [([read], sources), ([written], targets)]
+        with step("counting words' neighbours"):
+            for tables, ids in sides:
+                begin_at_neighbours(tables, ids, dense=settings.neighbours == "all")
 
 
 def train_and_save(
@@ -51,9 +72,7 @@ def train_and_save(
     model = build_model(
         kind, vocabularies, size=size, layers=layers, dropout=dropout, slim=slim, recipe=recipe, seed=settings.seed
     )
-    if settings.output_bias == "frequencies":
-        targets = [torch.tensor(pair.target) for pair in encode_pairs(vocabularies, train, settings.max_length)]
-        begin_at_frequencies(model, torch.bincount(torch.cat(targets), minlength=len(vocabularies.target)))
+    begin(model, vocabularies, train, settings)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     state = folder.with_name(f"{folder.name}.checkpoints")

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from fewfold.errors import TaskError
 from fewfold.training.frequencies import Start
+from fewfold.training.neighbours import Tables
 
 Schedule = Literal["cosine", "inverse_sqrt"]
 
@@ -31,6 +32,8 @@ class TranslationTraining:
     :param checkpoint_minutes: A killed run loses at most so much.
     :param output_bias: Where the bias of a head that has one begins (the transformer's): at the logs of words' shares
         of the target text ("frequencies"), or at 0 ("zeros").
+    :param neighbours: Tables that begin at the neighbours that words have in the training text, not at random: "slim"
+        ones, "all" or "none".
     :param bf16: Compute in bfloat16, weights stay as they are.
     """
 
@@ -47,6 +50,7 @@ class TranslationTraining:
     evaluate_steps: int = 500
     checkpoint_minutes: float = 3.0
     output_bias: Start = "frequencies"
+    neighbours: Tables = "slim"
     bf16: bool = False
 
     def __post_init__(self) -> None:
@@ -61,10 +65,11 @@ class TranslationTraining:
             raise TaskError(
                 f"TranslationTraining(schedule={self.schedule!r}): choose {' or '.join(get_args(Schedule))}"
             )
-        if self.output_bias not in get_args(Start):
-            raise TaskError(
-                f"TranslationTraining(output_bias={self.output_bias!r}): choose {' or '.join(get_args(Start))}"
-            )
+        for name, allowed in (("output_bias", Start), ("neighbours", Tables)):
+            if getattr(self, name) not in get_args(allowed):
+                raise TaskError(
+                    f"TranslationTraining({name}={getattr(self, name)!r}): choose {' or '.join(get_args(allowed))}"
+                )
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, the first one being 1."""
