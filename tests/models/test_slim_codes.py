@@ -7,7 +7,8 @@ import torch
 
 from fewfold import ModelError
 from fewfold.models import SlimCodes, SlimEmbedding
-from fewfold.models.slim.assignment import balanced_codes
+from fewfold.models.slim.assignment import balanced_codes, codes_of_vectors
+from fewfold.stored.stages import StageSpec
 
 
 @pytest.mark.parametrize(("positions", "words", "free"), [(4, 7, False), (1, 50, False), (3, 20, True), (5, 200, True)])
@@ -34,6 +35,46 @@ def test_rows_that_come_out_equal_are_told_apart_without_losing_the_balance():
     for pool in codes.T:
         used = torch.bincount(pool)
         assert used.max() - used.min() <= 1
+
+
+@pytest.mark.parametrize(("width", "shared"), [(4, False), (4, True), (5, False)])  # 12 columns, or padded to 15
+def test_rows_take_the_nearest_words_and_words_are_the_centres_of_their_rows(width, shared):
+    generator = torch.Generator().manual_seed(1)
+    vectors, weights = torch.randn(60, 12, generator=generator), torch.rand(60, generator=generator) + 0.1
+    stage = StageSpec(width, 30, shared)
+    codes, words = codes_of_vectors(vectors, stage, weights)
+    positions = -(-12 // width)
+    assert words.shape == ((30 if shared else 30 * positions), width)
+    assert len(codes.unique(dim=0)) == 60
+    pieces = torch.nn.functional.pad(vectors, (0, positions * width - 12)).view(60, positions, width).double()
+    further = 0
+    for row in range(60):
+        for place in range(positions):
+            book = words if shared else words[30 * place : 30 * place + 30]
+            distances = [float((pieces[row, place] - word).square().sum()) for word in book.double()]
+            further += distances[codes[row, place]] > min(distances) + 1e-5
+    assert further <= 1  # of two rows that came out equal
+    if not shared:  # Lloyd's fixed point: centres of what is nearest to them
+        largest = int(torch.bincount(codes[:, 0]).argmax())
+        held, mass = pieces[:, 0][codes[:, 0] == largest], weights.double()[codes[:, 0] == largest, None]
+        assert len(held) > 2
+        torch.testing.assert_close(words[largest].double(), (held * mass).sum(0) / mass.sum(), rtol=0, atol=0.05)
+
+
+def test_equal_rows_are_told_apart_and_the_weightiest_keeps_its_words():
+    vectors = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)).repeat(10, 1)
+    weights = torch.arange(1.0, 41.0)
+    codes, words = codes_of_vectors(vectors, StageSpec(2, 6), weights)
+    assert len(codes.unique(dim=0)) == 40
+    for kind in range(4):
+        distances = torch.stack([
+            torch.cdist(vectors[kind, 2 * place : 2 * place + 2][None], words[6 * place : 6 * place + 6])[0]
+            for place in range(4)
+        ])  # fmt: skip
+        taken = distances.gather(1, codes[kind::4].T).T
+        same = taken < distances.min(1).values + 1e-4
+        assert bool(same[-1].all())  # the heaviest
+        assert bool((same.sum(1) >= 3).all())  # the others differ at one place
 
 
 def test_sizes_follow_the_formulas():

@@ -20,6 +20,7 @@ from fewfold.pretrain.frequencies import frequency_loss
 from fewfold.pretrain.masking import Masking
 from fewfold.pretrain.run import held_out_loss, pretrain_and_save, pretrain_masked_lm
 from fewfold.pretrain.text import train_tokenizer, windows
+from fewfold.stored.codes import CodedMatrix
 
 LINES = [
     f"{a} {b} {c} {a} {b}" for a in ("red", "blue") for b in ("cats", "dogs") for c in ("see", "like", "chase")
@@ -188,3 +189,20 @@ def test_begins_at_the_frequencies_of_tokens(family, text, tmp_path, monkeypatch
     begun, floor = found["frequencies"]
     assert begun < 1.2 * floor
     assert found["zeros"][0] > begun + 0.5
+
+
+def test_coded_tables_begin_at_the_neighbours_of_tokens(text, tmp_path, monkeypatch):
+    found = {}
+
+    def seen(model, masking, rows, judged, config, **rest):
+        found[config.neighbours] = [part.codes(0).clone() for part in model.modules() if isinstance(part, CodedMatrix)]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fewfold.pretrain.run.pretrain_masked_lm", seen)
+    methods = [{"method": "subvector_codes", "targets": "embeddings", "width": 8, "words": 16}]
+    for choice in ("slim", "none"):
+        plan = config(methods=methods, neighbours=choice, vocabulary=120)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain_and_save(tmp_path / choice, plan, [text], [text])
+    assert found["slim"]
+    assert not torch.equal(found["slim"][0], found["none"][0])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fewfold.models.slim.assignment import codes_of_vectors
 from fewfold.stored.codes import CodedMatrix
 from fewfold.stored.modules import StoredMatrix
+from fewfold.surgery.ties import EmbeddingAlias, TiedHead
 
 Tables = Literal["slim", "all", "none"]  # that begin at neighbours, as settings of trainings name them
 
@@ -125,7 +126,9 @@ def begin_at_neighbours(tables: Iterable[nn.Module | None], ids: Tensor, dense: 
     :param dense: Let plain tables begin at the vectors too.
     :return: How many tables were changed: dense ones, and coded ones of one stage of sub-vectors.
     """
-    given = [table for table in tables if table is not None]
+    given: list[nn.Module] = [
+        table.table if isinstance(table, TiedHead | EmbeddingAlias) else table for table in tables if table is not None
+    ]
     coded = {id(part): part for table in given for part in table.modules() if isinstance(part, CodedMatrix)}
     plain = [table for table in given if dense and isinstance(table, nn.Embedding | nn.Linear)]
     least, changed = int(ids.max()) + 1, 0

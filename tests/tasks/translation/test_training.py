@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 import fewfold
 from fewfold import TaskError
+from fewfold.stored.codes import CodedMatrix
 from fewfold.tasks.translation import (
     SlimTables,
     TranslationTraining,
@@ -19,6 +20,7 @@ from fewfold.tasks.translation import (
 from fewfold.tasks.translation.batching import collate, encode_pairs
 from fewfold.tasks.translation.run import train_and_save
 from fewfold.tasks.translation.training import held_out_loss
+from fewfold.training import neighbours
 
 
 def plain_loop(model, batch, settings):
@@ -163,6 +165,7 @@ def test_a_loss_that_is_no_number(corpus, vocabularies):
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"warmup": -1}, "not negative"),
         ({"output_bias": "ones"}, "output_bias='ones'.*frequencies"),
+        ({"neighbours": "coded"}, "neighbours='coded'.*slim or all or none"),
         ({"schedule": "linear"}, "cosine or inverse_sqrt"),
     ],
 )
@@ -184,3 +187,32 @@ def test_a_transformer_begins_at_the_frequencies_of_words(corpus, tmp_path):
     torch.testing.assert_close(kept, (counts / counts.sum()).log(), rtol=1e-5, atol=1e-5)
     # what fresh weights add to the scores, mostly of the word that came in, is the same for both
     assert losses["zeros"] > losses["frequencies"] + 0.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "joint"), [("lstm", True), ("lstm", False), ("transformer", True), ("transformer", False)]
+)
+def test_slim_tables_begin_at_the_neighbours_of_their_own_side(kind, joint, corpus, tmp_path, monkeypatch):
+    vectors, known = [], neighbours.neighbour_vectors
+
+    def seen(ids, words, width):
+        vectors.append((set(ids.tolist()), words))
+        return known(ids, words, width)
+
+    monkeypatch.setattr(neighbours, "neighbour_vectors", seen)
+    codes = {}
+    for choice in ("slim", "none"):
+        settings = TranslationTraining(steps=1, batch_tokens=10_000, warmup=0, learning_rate=1e-9, neighbours=choice)
+        train_and_save(
+            tmp_path / choice, kind, corpus, corpus, settings, slim=SlimTables(4, 8), vocabulary=300, joint=joint,
+            size=64, layers=1,
+        )  # fmt: skip
+        model = fewfold.load(tmp_path / choice)
+        tables = {id(part): part for part in model.modules() if isinstance(part, CodedMatrix)}
+        codes[choice] = [table.codes(0) for table in tables.values()]
+    pairs = encode_pairs(train_vocabularies(corpus, 300, joint), corpus, 128)
+    sides = {token for pair in pairs for token in pair.source}, {token for pair in pairs for token in pair.target}
+    assert [ids for ids, _ in vectors] == ([sides[0] | sides[1]] if joint else list(sides))
+    assert len(codes["slim"]) == (1 if joint else 2)
+    for chosen, drawn in zip(codes["slim"], codes["none"], strict=True):
+        assert not torch.equal(chosen, drawn)
