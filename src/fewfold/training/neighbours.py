@@ -17,7 +17,7 @@ from fewfold.surgery.ties import EmbeddingAlias, TiedHead
 
 Tables = Literal["slim", "all", "none"]  # that begin at neighbours, as settings of trainings name them
 
-WINDOW = 4  # neighbours to either side; one at distance d counts 1 / d
+WINDOW = 2  # neighbours to either side; one at distance d counts 1 / d
 CONTEXTS = 10_000  # most frequent words that count as neighbours
 SMOOTHING = 0.75  # exponent of the neighbours' own frequencies
 MOST = 20_000_000  # tokens that are counted; of a longer text, the first
