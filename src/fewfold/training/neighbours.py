@@ -104,13 +104,14 @@ def _leading(matrix: Tensor, width: int, generator: torch.Generator) -> Tensor:
     size = min(width + _OVERSAMPLED, *matrix.shape)
     basis = torch.randn(matrix.shape[1], size, generator=generator)
     for _ in range(_TURNS):
-        basis = torch.linalg.qr(forth @ basis)[0]
-        basis = torch.linalg.qr(back @ basis)[0]
+        basis = torch.linalg.qr(back @ (forth @ basis))[0]  # of the contexts' side: they are never many
     product = forth @ basis
-    left, values, _ = torch.linalg.svd(product, full_matrices=False)
-    kept = min(width, size)
+    squares = sum(part.double().T @ part.double() for part in product.split(_CHUNK // size))
+    squared, directions = torch.linalg.eigh(squares)
+    values = squared.flip(0)[:width].clamp(min=0).sqrt()
+    kept = int((values > 1e-5 * values.max()).sum())  # none where no two words are neighbours
     found = product.new_zeros(len(product), width)
-    found[:, :kept] = left[:, :kept] * values[:kept].sqrt()
+    found[:, :kept] = product @ (directions.flip(1)[:, :kept] / values[:kept].sqrt()).float()
     return found
 
 
