@@ -284,7 +284,7 @@ def checks_of(bench: Bench, corpus: str) -> list[dict[str, Any]]:
         ("the dense model of its bytes over slim 1/10", "dense, bytes of slim 1/10", "slim 1/10", 1.02, True),
         ("slim input 1/50's perplexity over dense's", "slim input 1/50", "dense", 1.02, False),
         ("slim 1/10 by neighbours, over dense", "slim 1/10, by neighbours", "dense", 1.05, False),
-        ("slim 1/10 by neighbours, over dense begun so", "slim 1/10, by neighbours", BEGUN, 1.05, False),
+        ("slim 1/10 over dense, both begun at neighbours", "slim 1/10, by neighbours", BEGUN, 1.05, False),
         ("slim input 1/50 by neighbours, over dense", "slim input 1/50, by neighbours", "dense", 1.02, False),
         ("dense coded like slim 1/10, over dense", "dense, coded to the bytes of slim 1/10", "dense", 1.05, False),
     )  # fmt: skip
