@@ -314,9 +314,9 @@ def report(bench: Bench) -> None:
         f"LSTM of {LAYERS} layers, {settings.epochs:g} epochs of {settings.batch} streams × {settings.bptt} tokens, "
         f"{settings.optimizer} with a peak rate of {settings.learning_rate:g}, {settings.schedule} schedule, dropout "
         f"{DROPOUT}, gradients cut to a norm of {settings.clip}, seed {settings.seed}: the same for every row. Slim "
-        f"tables have {POSITIONS} sub-vectors a word unless said; codes count in the bytes. The best weights on the valid text are "
-        "judged, the state carried through each text. Training speed is that of the row's own run; texts are written "
-        f"greedily, {WRITTEN} tokens at a time, the models in turns, median of {ROUNDS}.",
+        f"tables have {POSITIONS} sub-vectors a word unless said; codes count in the bytes. The best weights on the "
+        "valid text are judged, the state carried through each text. Training speed is that of the row's run; texts "
+        f"are written greedily, {WRITTEN} tokens at a time, the models in turns, median of {ROUNDS}.",
         "",
     ]
     if bench.limit:
