@@ -1,7 +1,7 @@
 """Recovery under one rule: every compressed all-MiniLM-L6-v2 gets the same minutes of distillation on the same texts.
 
-Methods at 1/4, 1/7 and 1/48 of the linears' numbers (codes, and shared layers in few bits: of their bytes), whole
-models by stored bytes, and rivals with the same minutes: the model cut to 1, 2 and 3 of its layers, and few-bit
+Methods at 1/4, 1/7 and 1/48 of the linears' numbers (codes, low rank and shared layers in few bits: of their bytes),
+whole models by stored bytes, and rivals with the same minutes: the model cut to 1, 2 and 3 of its layers, and few-bit
 storage. Every run is one record in ``benchmarks/runs/recover``; what is there is not run again, and a run that was
 killed goes on from its checkpoint. With tasks measured, the table says how far runs at 1/7 and 1/48 are from 99 % and
 96.7 % of dense.

@@ -33,6 +33,7 @@ def plans() -> dict[str, Make]:
         words = "" if dtype == "fp32" else f", {dtype}"
         found[f"one block and differences{words}, 1/{ratio}"] = _compress(shared, numbers if not words else size)
         found[f"codes, 1/{ratio}"] = _compress(SubvectorCodes(), size)
+    found["low rank, int3, 1/48"] = _compress(LowRank(stored_dtype="int3"), "bytes=1/48 of linears")
     for layers in (3, 2, 1):
         found[f"cut to {layers} layer{'s' if layers > 1 else ''}"] = lambda bench, layers=layers: cut(
             bench.fresh(), layers
