@@ -77,6 +77,11 @@ def test_equal_rows_are_told_apart_and_the_weightiest_keeps_its_words():
         assert bool((same.sum(1) >= 3).all())  # the others differ at one place
 
 
+def test_rows_draw_codes_where_all_words_close_by_are_taken():
+    codes, _ = codes_of_vectors(torch.zeros(60, 4) + torch.arange(60.0)[:, None] % 2, StageSpec(2, 8), torch.ones(60))
+    assert len(codes.unique(dim=0)) == 60  # of 64
+
+
 def test_sizes_follow_the_formulas():
     rows, columns, positions = 1000, 64, 8
     by_words = SlimCodes.sized(rows, columns, positions, words=100)

@@ -101,12 +101,17 @@ def codes_of_vectors(vectors: Tensor, stage: StageSpec, weights: Tensor, seed: i
         ]
         words = torch.cat(books)
     codes = torch.stack([nearest(pieces[:, place].contiguous(), books[place]) for place in range(positions)], 1)
-    _take_others(codes, pieces, books, weights)
+    _take_others(codes, pieces, books, weights, torch.Generator().manual_seed(seed))
     return codes, words
 
 
-def _take_others(codes: Tensor, pieces: Tensor, books: list[Tensor], weights: Tensor) -> None:
-    """Change codes in place, each at one position and by as little as can be, until no two rows are equal."""
+def _take_others(
+    codes: Tensor, pieces: Tensor, books: list[Tensor], weights: Tensor, generator: torch.Generator
+) -> None:
+    """Change codes in place, each at one position and by as little as can be, until no two rows are equal.
+
+    Where all words close by are taken, a row draws its codes until they are free.
+    """
     order = weights.argsort(descending=True, stable=True).tolist()
     listed = [tuple(row) for row in codes.tolist()]
     taken: set[tuple[int, ...]] = set()
@@ -121,7 +126,12 @@ def _take_others(codes: Tensor, pieces: Tensor, books: list[Tensor], weights: Te
             for _, place, code in sorted(options):
                 other = _with(listed[row], place, code)
                 if other not in taken:
-                    listed[row] = other
                     break
+            else:
+                for _ in range(len(codes) + TRIES):
+                    other = tuple(int(torch.randint(len(book), (), generator=generator)) for book in books)
+                    if other not in taken:
+                        break
+            listed[row] = other
         taken.add(listed[row])
     codes.copy_(torch.tensor(listed))
