@@ -55,7 +55,7 @@ def once_measured(fragment: str) -> Callable[[dict[str, Any]], Verdict]:
 
     def judge(result: dict[str, Any]) -> Verdict:
         if all(fragment not in check["what"] for check in result["checks"]):
-            return "no task measured", "not run yet"
+            return "–", "not run yet"
         return reached(fragment)(result)
 
     return judge
@@ -79,10 +79,13 @@ def with_our_codes(published: str, ours: str) -> Callable[[dict[str, Any]], Verd
     """As :func:`reached` for codes drawn at random, and for ours, by the neighbours of words, where there are any."""
 
     def judge(result: dict[str, Any]) -> Verdict:
-        measured, verdict = reached(published)(result)
-        if all(ours not in check["what"] for check in result["checks"]):
-            return measured, verdict
+        there = {part: any(part in check["what"] for check in result["checks"]) for part in (published, ours)}
+        if not there[ours]:
+            return once_measured(published)(result)
         better, ours_verdict = reached(ours)(result)
+        if not there[published]:
+            return better, f"{ours_verdict}, with our codes; random ones are not run yet"
+        measured, verdict = reached(published)(result)
         if verdict != HOLDS and ours_verdict == HOLDS:
             verdict = "holds with our codes, not with random ones"
         return f"{measured}; {better}", verdict

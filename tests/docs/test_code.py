@@ -164,16 +164,19 @@ def test_choices_in_the_text_are_what_was_measured(words, choice):
     ("words", "row"),
     [
         ("dense", "dense"),
-        ("slim input and output, 1/10 of their numbers", "slim 1/10"),
+        ("slim input and output, 1/10 of their numbers, random codes", "slim 1/10"),
+        ("the same by neighbours", "slim 1/10, by neighbours"),
+        ("by neighbours, 16 sub-vectors a word", "slim 1/10, by neighbours, 16 a word"),
         ("a dense model so narrow that it has those bytes", "dense, bytes of slim 1/10"),
-        ("slim input alone, 1/50", "slim input 1/50"),
-        ("slim input and output, 1/50", "slim 1/50"),
+        ("slim input alone, 1/50, random codes", "slim input 1/50"),
+        ("slim input alone, 1/50, by neighbours", "slim input 1/50, by neighbours"),
+        ("slim input and output, 1/50, random codes", "slim 1/50"),
         ("a dense model so narrow that it has these bytes", "dense, bytes of slim 1/50"),
         (
-            "the dense model, coded into the bytes of the first, in a minute or two",
+            "the dense model, coded into the bytes of slim 1/10, in a minute or two",
             "dense, coded to the bytes of slim 1/10",
         ),
-        ("the dense model, coded into the bytes of the second", "dense, coded to the bytes of slim 1/50"),
+        ("the dense model, coded into the bytes of slim 1/50", "dense, coded to the bytes of slim 1/50"),
     ],
 )
 def test_perplexities_in_the_text_are_what_was_measured(words, row):
@@ -181,6 +184,13 @@ def test_perplexities_in_the_text_are_what_was_measured(words, row):
     text = (DOCS / "methods/slim_lm.md").read_text(encoding="utf-8")
     assert f"| {words} | {measured[row]['bytes'] / 1e6:.1f} | {measured[row]['test']:.1f} |" in text
     assert f"| Kneser-Ney 5-gram | | {measured['Kneser-Ney 5-gram']['test']:.0f} |" in text
+
+
+def test_bleu_in_the_text_is_what_was_measured():
+    rows = json.loads((RESULTS / "translation.json").read_text(encoding="utf-8"))["rows"]
+    dense, slim = (rows[f"lstm, {made}"][0]["greedy"]["value"] for made in ("dense", "slim, by neighbours"))
+    text = " ".join((DOCS / "methods/slim_lm.md").read_text(encoding="utf-8").split())
+    assert f"the dense one's BLEU: {slim:.1f} against {dense:.1f}, greedy" in text
 
 
 @pytest.mark.parametrize(
