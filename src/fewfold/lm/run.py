@@ -18,7 +18,6 @@ from fewfold.lm.judge import Judgement, judge
 from fewfold.lm.training import LMTrainer, Progress
 from fewfold.measure.environment import environment
 from fewfold.measure.parameters import stored_bytes, unique_parameters
-from fewfold.progress import step
 from fewfold.stored.kept import round_stored
 from fewfold.training.frequencies import begin_at_frequencies
 from fewfold.training.neighbours import begin_at_neighbours
@@ -100,9 +99,8 @@ def train_lm(
         begin_at_frequencies(model, counts)
     if training.neighbours != "none":
         tables = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[operator]
-        with step("counting words' neighbours"):
-            ids = torch.from_numpy(corpus.train.ids.astype(np.int64))
-            begin_at_neighbours(tables, ids, dense=training.neighbours == "all")
+        ids = torch.from_numpy(corpus.train.ids.astype(np.int64))
+        begin_at_neighbours(tables, ids, dense=training.neighbours == "all")
     trainer = LMTrainer(
         model, corpus.train, training, corpus.boundary, valid=corpus.valid, folder=checkpoints, resume=resume, tell=tell
     )

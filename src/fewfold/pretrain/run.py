@@ -27,7 +27,6 @@ from fewfold.pretrain.masking import IGNORED, Masking
 from fewfold.pretrain.sparse import labelled_alone, scores_tokens_apart
 from fewfold.pretrain.text import first_and_last, read_texts, train_tokenizer, windows
 from fewfold.pretrain.training import pretrain
-from fewfold.progress import step
 from fewfold.report.curves import loss_plot
 from fewfold.tasks.result import describe, write_json
 from fewfold.training.frequencies import begin_at_frequencies
@@ -124,8 +123,7 @@ def pretrain_and_save(
         begin_at_frequencies(model, counts_of(masking, rows))
     if config.neighbours != "none":
         tables = [model.get_input_embeddings(), model.get_output_embeddings()]
-        with step("counting tokens' neighbours"):
-            begin_at_neighbours(tables, rows[:, 1:-1].flatten().long(), dense=config.neighbours == "all")
+        begin_at_neighbours(tables, rows[:, 1:-1].flatten().long(), dense=config.neighbours == "all")
     history = pretrain_masked_lm(model, masking, rows, judged, config, folder=state, resume=resume)
     for point in history.held_out:
         point["perplexity"] = math.exp(min(point["loss"], 700.0))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewfold.models.slim.assignment import codes_of_vectors
+from fewfold.progress import step
 from fewfold.stored.codes import CodedMatrix
 from fewfold.stored.modules import StoredMatrix
 from fewfold.surgery.ties import EmbeddingAlias, TiedHead
@@ -70,8 +71,8 @@ def _counts(ids: Tensor, words: int) -> tuple[Tensor, Tensor]:
             part = ids[start : start + _CHUNK + distance]
             left, right = part[:-distance], part[distance:]
             inside = (left >= 0) & (right >= 0)
-            for step in range(1, distance):  # a gap between texts is not looked across
-                inside &= part[step : step + len(left)] >= 0
+            for nearer in range(1, distance):  # a gap between texts is not looked across
+                inside &= part[nearer : nearer + len(left)] >= 0
             once, often = torch.unique(left[inside] * words + right[inside], return_counts=True)
             found.append(once)
             counted.append(often.double() / distance)
@@ -133,7 +134,12 @@ def begin_at_neighbours(tables: Iterable[nn.Module | None], ids: Tensor, dense: 
     coded = {id(part): part for table in given for part in table.modules() if isinstance(part, CodedMatrix)}
     plain = [table for table in given if dense and isinstance(table, nn.Embedding | nn.Linear)]
     least, changed = int(ids.max()) + 1, 0
-    vectors = functools.cache(lambda rows, columns: neighbour_vectors(ids, rows, columns))
+
+    @functools.cache
+    def vectors(rows: int, columns: int) -> Tensor:
+        with step("counting words' neighbours"):
+            return neighbour_vectors(ids, rows, columns)
+
     for table in coded.values():
         if table.rows < least or len(table.stages) > 1 or table.stages[0].rows is not None:
             continue

@@ -42,9 +42,8 @@ def begin(model: Any, vocabularies: Vocabularies, train: Corpus, settings: Trans
             sides = [([read, written], torch.cat([sources, targets]))]
         else:
             sides = [([read], sources), ([written], targets)]
-        with step("counting words' neighbours"):
-            for tables, ids in sides:
-                begin_at_neighbours(tables, ids, dense=settings.neighbours == "all")
+        for tables, ids in sides:
+            begin_at_neighbours(tables, ids, dense=settings.neighbours == "all")
 
 
 def train_and_save(
