@@ -211,17 +211,24 @@ def linears(**options: Any) -> None:
 
 
 def whole_model(**options: Any) -> None:
-    """The whole model in 12, 8, 5 and 3 MB, next to every weight rounded to few bits."""
+    """The whole model in 12 MB and less, by both presets where few are left, next to every weight in few bits."""
     rows = begin("codes_model", **options)
-    for size in ("5MB", "3MB", "8MB", "12MB"):
+    for size in ("5MB", "3MB", "8MB", "12MB", "4MB", "2MB"):
         rows.run(f"codes-default, {size}", "codes-default", Budget(bytes=size))
+    for size in ("4MB", "3MB", "2MB"):
+        rows.run(f"low-rank-codes, {size}", "low-rank-codes", Budget(bytes=size))
     for bits in ("int8", "int4", "int3"):
         rows.run(f"{bits}, all weights", Dense(targets="all", stored_dtype=bits))
-    name = "codes-default, 5MB"
+    name, both = "codes-default, 5MB", ("codes-default", "low-rank-codes")
+    near = {size: [rows.found(f"{preset}, {size}").neighbour_overlap for preset in both] for size in ("3MB", "2MB")}
     checks = [
         check(f"{name}: STS-B dev", rows.sts(name), 0.845),
         check(f"{name}: nn10", rows.found(name).neighbour_overlap, 0.60),
         check(f"{name}: megabytes", rows.found(name).bytes / 1e6, 5.0, at_least=False),
+        *(
+            check(f"{size}: nn10 of low-rank-codes over that of codes-default", near[size][1] / near[size][0], 1.0)
+            for size in near
+        ),
     ]
     rows.finish("codes_model", "The whole model in a few megabytes, without training", checks, {})
 

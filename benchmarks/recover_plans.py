@@ -40,6 +40,7 @@ def plans() -> dict[str, Make]:
         )
     for times in WHOLE:
         found[f"codes-default, whole model {times}×"] = _compress("codes-default", f"bytes={BYTES / times / 1e6:.3f}MB")
+    found["low-rank-codes, whole model 32×"] = _compress("low-rank-codes", f"bytes={BYTES / 32 / 1e6:.3f}MB")
     found["int4, whole model"] = _compress(Dense(targets="all", stored_dtype="int4"), None)
     found["int3, whole model"] = _compress(Dense(targets="all", stored_dtype="int3"), None)
     return found

@@ -243,6 +243,16 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
             ],
         ),
         (
+            "low-rank-codes",
+            "ours, for very few bytes: calibrated low rank of the linears in int3, codes for the token table, int8 for "
+            "poolers and positions",
+            [
+                LowRank(stored_dtype="int3"),
+                SubvectorCodes(targets="embeddings"),
+                Dense(targets="rest", stored_dtype="int8"),
+            ],
+        ),
+        (
             "embedding-sharing",
             "ours: VEPS, packed, all layers of a stack sharing their weights; for training from scratch",
             [EmbeddingSharing()],

@@ -96,6 +96,10 @@ SAID = [  # page, words around a number there, the result and row that it is dra
     ("methods/index.md", "{:.2f} at 1/15", "codes_linears", "codes (codes-default), 15×"),
     ("methods/index.md", "{:.2f} at int8", "low_rank_quality", "dense linears, int8"),
     ("methods/index.md", "{:.2f} at int4", "codes_linears", "int4, groups of 32"),
+    ("methods/index.md", "{:.2f} of the neighbours by it", "codes_model", "low-rank-codes, 3MB"),
+    ("methods/index.md", "and {:.2f} by `codes-default`", "codes_model", "codes-default, 3MB"),
+    ("methods/index.md", "in 2 MB {:.2f} and", "codes_model", "low-rank-codes, 2MB"),
+    ("methods/index.md", "and {:.2f}. From 4 MB", "codes_model", "codes-default, 2MB"),
     ("methods/index.md", "{:.2f}:", "codes_linears", "word-table average, no encoder"),
     *[
         ("methods/shared_layers.md", words, "shared_layers_quality", f"3 blocks, {start}, aligned and rotated{after}")
