@@ -153,3 +153,24 @@ def test_training_begins_there_unless_told_otherwise_and_gains_by_it():
     assert losses["slim"] < 0.9 * losses["none"]
     default = train_lm(config, corpus, LMTraining(steps=60, batch=4, bptt=12, learning_rate=5e-3))
     assert default.valid.perplexity == losses["slim"]
+
+
+def test_a_training_that_goes_on_keeps_its_codes(tmp_path, monkeypatch):
+    corpus = word_corpus(classes_of_words(), classes_of_words(40, seed=1))
+    config = slim_lm(len(corpus.tokenizer))
+    training = LMTraining(steps=30, batch=4, bptt=12, checkpoint_minutes=0, log_steps=1)
+
+    def stop(point):
+        if point["step"] == 20:
+            raise KeyboardInterrupt
+
+    whole = train_lm(config, corpus, training)
+    with pytest.raises(KeyboardInterrupt):
+        train_lm(config, corpus, training, checkpoints=tmp_path, tell=stop)
+    monkeypatch.setattr(neighbours, "WEIGHT", 0.0)  # as if the sums had come out otherwise
+    other = train_lm(config, corpus, training)
+    again = train_lm(config, corpus, training, checkpoints=tmp_path)
+    found, wanted, different = (run.model.get_input_embeddings().coded.codes(0) for run in (again, whole, other))
+    assert not torch.equal(wanted, different)
+    assert torch.equal(found, wanted)
+    assert again.valid.perplexity == pytest.approx(whole.valid.perplexity, rel=1e-6)
