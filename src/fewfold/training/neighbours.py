@@ -22,7 +22,7 @@ WINDOW = 2  # neighbours to either side; one at distance d counts 1 / d
 CONTEXTS = 10_000  # most frequent words that count as neighbours
 SMOOTHING = 0.75  # exponent of the neighbours' own frequencies
 MOST = 20_000_000  # tokens that are counted; of a longer text, the first
-WEIGHT = 0.5  # exponent of words' frequencies where sub-vectors are chosen
+WEIGHT = 1.0  # exponent of words' frequencies where sub-vectors are chosen
 _CHUNK = 4_000_000
 _OVERSAMPLED, _TURNS = 32, 3
 
