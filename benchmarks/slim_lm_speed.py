@@ -2,8 +2,8 @@
 
 An LSTM of 512, V = 33,278, fp32. Both layers of the slim models keep a tenth of the dense numbers (codes are counted in
 bytes). A training step is forward, backward and Adam on 20 streams of 35 words, the state carried on; generation is
-``generate()``, greedy, with the model's forward pass as it is and compiled (``torch.compile``), each against the dense
-twin run alike. Random words (speed does not depend on them), all contenders in turns.
+``generate()``, greedy, with the model's forward pass as it is and compiled (``torch.compile``), on two cores and on
+one, each against the dense twin run alike. Random words (speed does not depend on them), all contenders in turns.
 
     python benchmarks/slim_lm_speed.py
 """
@@ -29,7 +29,12 @@ VOCAB, HIDDEN, STREAMS, LENGTH, THREADS, RATIO = 33278, 512, 20, 35, 2, 10
 NEW_WORDS, PROMPT = 40, 8
 TRAINED = {"dense": None, "slim, K = 4": 4, "slim, K = 8": 8, "slim, K = 16": 16}
 JUDGED, REBUILT = "slim, K = 8", "slim, K = 8, tables built at every step"
-WRITTEN, COMPILED = "generation", "generation, compiled"
+WRITTEN = {  # how texts are written: threads, and whether compiled
+    "generation": (2, False),
+    "generation, compiled": (2, True),
+    "generation, one thread": (1, False),
+    "generation, one thread, compiled": (1, True),
+}
 STEPS, GENERATIONS = 7, 25
 
 
@@ -103,8 +108,10 @@ def main() -> None:
     rebuilt.lm_head.chained_loss = lambda tokens: False  # type: ignore[assignment]
     steps = {name: training(model) for name, model in {**models, REBUILT: rebuilt}.items()}
     rows = timed(steps, 2 if quick else STEPS, STREAMS * LENGTH, "training")
-    for what in (WRITTEN, COMPILED):
-        written = {name: generation(model, what == COMPILED) for name, model in models.items()}
+    for what, (threads, compiled) in WRITTEN.items():
+        torch.set_num_threads(threads)
+        torch.compiler.reset()  # what was compiled for other threads
+        written = {name: generation(model, compiled) for name, model in models.items()}
         with torch.no_grad():
             rows += timed(written, 3 if quick else GENERATIONS, NEW_WORDS, what)
     by = {(row["what"], row["name"]): row["faster"] for row in rows}
@@ -112,7 +119,7 @@ def main() -> None:
         check(f"{JUDGED}: training, times dense tokens/s", by["training", JUDGED], 1.0, digits=2),
         *(
             check(f"{JUDGED}: {what}, times dense tokens/s", by[what, JUDGED], 3.0, digits=2)
-            for what in (WRITTEN, COMPILED)
+            for what in WRITTEN
         ),
     ]
     sizes = {name: (unique_parameters(model), stored_bytes(model)) for name, model in models.items()}
