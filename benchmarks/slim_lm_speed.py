@@ -117,10 +117,7 @@ def main() -> None:
     by = {(row["what"], row["name"]): row["faster"] for row in rows}
     checks = [
         check(f"{JUDGED}: training, times dense tokens/s", by["training", JUDGED], 1.0, digits=2),
-        *(
-            check(f"{JUDGED}: {what}, times dense tokens/s", by[what, JUDGED], 3.0, digits=2)
-            for what in WRITTEN
-        ),
+        *(check(f"{JUDGED}: {what}, times dense tokens/s", by[what, JUDGED], 3.0, digits=2) for what in WRITTEN),
     ]
     sizes = {name: (unique_parameters(model), stored_bytes(model)) for name, model in models.items()}
     sizes[REBUILT] = sizes[JUDGED]
