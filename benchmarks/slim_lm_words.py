@@ -6,8 +6,8 @@ the same steps over the same text with the same settings and seed:
 - a modified, interpolated Kneser-Ney 5-gram over the same words, `<eos>` and `<unk>` foretold like any other;
 - the dense LSTM, and the LSTM with a slim input table and output layer of 1/10 and of 1/50 of their numbers;
 - the LSTM with a slim input table of 1/50 alone;
-- slim ones whose words share sub-vectors with words of like neighbours instead of with any, and a dense one whose
-  tables begin at the same vectors of neighbours;
+- slim ones whose words share sub-vectors with words of like neighbours instead of with any, and dense ones, of full
+  width and narrow, whose tables begin at the same vectors of neighbours;
 - dense LSTMs that are narrow enough to have the bytes of the slim ones;
 - the trained dense LSTM, its tables and matrices coded into no more than the bytes of the slim ones, not trained again.
 
@@ -88,6 +88,7 @@ MODELS = {
         Row("slim input 1/50", (50, None)),
         Row("dense, bytes of slim 1/50", like="slim 1/50"),
         Row("dense, begun at neighbours", neighbours="all"),
+        Row("dense, bytes of slim 1/10, begun at neighbours", neighbours="all", like="slim 1/10"),
         Row("slim 1/10, by neighbours", (10, 10), "slim"),
         Row("slim 1/10, by neighbours, 16 a word", (10, 10), "slim", 16),
         Row("slim 1/50, by neighbours", (50, 50), "slim"),
@@ -97,6 +98,7 @@ MODELS = {
     )
 }
 BASELINE, BEGUN, ALIKE = f"Kneser-Ney {ORDER}-gram", "dense, begun at neighbours", "slim 1/10, by neighbours"
+NARROW = "dense, bytes of slim 1/10"
 
 
 def config_of(row: Row) -> SlimLMConfig:
@@ -284,11 +286,12 @@ def checks_of(bench: Bench, corpus: str) -> list[dict[str, Any]]:
     asked_for = (
         (f"the {ORDER}-gram's perplexity over dense's", BASELINE, "dense", 1.05, True),
         ("slim 1/10's perplexity over dense's", "slim 1/10", "dense", 1.05, False),
-        ("the dense model of its bytes over slim 1/10", "dense, bytes of slim 1/10", "slim 1/10", 1.02, True),
+        ("the dense model of its bytes over slim 1/10", NARROW, "slim 1/10", 1.02, True),
+        ("the same, both begun at neighbours", f"{NARROW}, begun at neighbours", ALIKE, 1.02, True),
         ("slim input 1/50's perplexity over dense's", "slim input 1/50", "dense", 1.02, False),
         ("slim 1/10 by neighbours, over dense", ALIKE, "dense", 1.05, False),
         ("slim 1/10 by neighbours, over dense, 16 a word", f"{ALIKE}, 16 a word", "dense", 1.05, False),
-        ("slim 1/10 over dense, both begun at neighbours", "slim 1/10, by neighbours", BEGUN, 1.05, False),
+        ("slim 1/10 over dense, both begun at neighbours", ALIKE, BEGUN, 1.05, False),
         ("slim input 1/50 by neighbours, over dense", "slim input 1/50, by neighbours", "dense", 1.02, False),
         ("dense coded like slim 1/10, over dense", "dense, coded to the bytes of slim 1/10", "dense", 1.05, False),
     )  # fmt: skip
