@@ -12,6 +12,7 @@ from fewfold_cli.files import check_files, existing_model, tokenizer_of
 
 TASKS = "cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, squad, multi30k-en-de, multi30k-de-en, flickr8k-captions"
 ON_TEXT = ("perplexity", "neighbours")
+NEIGHBOURS = 10
 EXAMPLE = (
     "Example: fewfold evaluate ./small --task sst2 --finetune --seeds 3 --limit 10000 --out sst2.json, "
     "or as it is: fewfold evaluate ./small --task stsb, "
@@ -146,7 +147,6 @@ def _on_text(
 
     import fewfold
     from fewfold.measure.environment import environment
-    from fewfold.measure.fidelity import fidelity
     from fewfold.tasks.perplexity import perplexity
     from fewfold.tasks.result import describe
 
@@ -164,8 +164,7 @@ def _on_text(
         lines = list(dict.fromkeys(line for line in lines if line.strip()))[:limit]
         if len(lines) < 11:
             raise fewfold.TaskError(f"--text {text} holds {len(lines)} distinct lines; ten neighbours need at least 11")
-        near = fidelity(fewfold.load(existing_model(against)).to(model.device), model, tokenizer, lines)
-        metrics = {"nn10": near.neighbour_overlap, "cosine": near.cosine, "hidden_error": near.hidden_error}
+        metrics = _nearness(model, tokenizer, existing_model(against), lines)
         data = {"source": text.name, "texts": len(lines), "against": str(against)}
     return {
         "folder": str(folder),
@@ -180,6 +179,21 @@ def _on_text(
         "minutes": (time.perf_counter() - start) / 60,
         "environment": environment(),
     }
+
+
+def _nearness(model: Any, tokenizer: Any, against: Path, lines: list[str]) -> dict[str, float | None]:
+    """Beside a model that reads the same tokens: vectors, too; beside any other: neighbours alone."""
+    import fewfold
+    from fewfold.measure.fidelity import fidelity, nearest_neighbours, neighbour_overlap, sentence_embeddings
+
+    other, words = fewfold.load(against).to(model.device), tokenizer_of(against) or tokenizer
+    widths = [getattr(one.config.get_text_config(), "hidden_size", None) for one in (model, other)]
+    if widths[0] == widths[1] and words(lines)["input_ids"] == tokenizer(lines)["input_ids"]:
+        near = fidelity(other, model, tokenizer, lines)
+        return {"nn10": near.neighbour_overlap, "cosine": near.cosine, "hidden_error": near.hidden_error}
+    sides = ((other, words), (model, tokenizer))
+    found = [nearest_neighbours(sentence_embeddings(*side, lines), NEIGHBOURS) for side in sides]
+    return {"nn10": neighbour_overlap(*found)}
 
 
 def _lines(text: Path) -> list[str]:

@@ -24,6 +24,7 @@ def check_output(folder: Path, force: bool, source: Path | None = None) -> None:
     :raises CheckpointError: saying what stands there and what to do.
     """
     from fewfold import CheckpointError
+    from fewfold.checkpoint.folders import check_writable
 
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; give a folder to write to")
@@ -32,25 +33,30 @@ def check_output(folder: Path, force: bool, source: Path | None = None) -> None:
         if inside == source.resolve() or inside in source.resolve().parents:
             raise CheckpointError(f"{folder} holds the model that is read; write to another folder")
     if not folder.is_dir() or not any(folder.iterdir()):
+        check_writable(folder)
         return
     if not force:
         raise CheckpointError(f"{folder} exists and is not empty; give another folder, or --force to replace it")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is not empty and holds no model: --force replaces models only")
+    check_writable(folder)
 
 
 def check_files(*files: Path | None) -> None:
     """Refuse result files that cannot be written, before any work is done.
 
-    :raises CheckpointError: if a path is a folder, or its folder does not exist.
+    :raises CheckpointError: if a path is a folder, or its folder does not exist or lets nobody write.
     """
     from fewfold import CheckpointError
 
     for file in files:
         if file is not None and file.is_dir():
             raise CheckpointError(f"{file} is a folder; give a file to write to")
-        if file is not None and not file.expanduser().resolve().parent.is_dir():
+        place = None if file is None else file.expanduser().resolve()
+        if file is not None and place is not None and not place.parent.is_dir():
             raise CheckpointError(f"{file} cannot be written: there is no folder {file.parent}")
+        if place is not None and not os.access(place if place.exists() else place.parent, os.W_OK):
+            raise CheckpointError(f"{file} cannot be written: no permission in {place.parent}")
 
 
 def existing_model(folder: Path) -> Path:

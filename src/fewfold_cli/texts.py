@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 NAMED = ("mixed-512", "wiki-512")
+TABLES = (".csv", ".tsv", ".json", ".parquet", ".arrow", ".xlsx")
 MANUAL = "python-manual"
 HELP = (
     "Texts like those the model will see: a file with one a line (.txt, or .jsonl with texts in columns like 'text' "
@@ -52,6 +53,12 @@ def _lines(path: Path, source: str, option: str) -> list[str]:
 
     if not path.is_file():
         raise CalibrationError(f"{option} {source}: no such file; give a text file, {MANUAL}, {' or '.join(NAMED)}")
+    table = next((ending for ending in path.suffixes if ending.lower() in TABLES), None)
+    if table is not None:  # its header, separators and numbers would be learned as text
+        raise CalibrationError(
+            f"{option} {source} is a table ({table}), and what is read is text with one a line (.txt) or objects with "
+            "one a line (.jsonl): write it as one of these, as pandas' to_json(orient='records', lines=True) does"
+        )
     try:
         found = [line for line in lines(path) if line.strip()]
     except (UnicodeDecodeError, EOFError) as error:

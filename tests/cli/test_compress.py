@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 import fewfold
+from fewfold.checkpoint import folders
 from fewfold.checkpoint.config import structure_of
 from fewfold.measure.parameters import unique_parameters
 
@@ -176,3 +177,11 @@ def test_ctrl_c_is_code_130(run, encoder, tmp_path, monkeypatch):
     result = run("compress", encoder, tmp_path / "out", "-r", "svd", *BUDGET)
     assert result.code == 130
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_first(run, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(folders.os, "access", lambda place, mode: place != tmp_path)
+    monkeypatch.setattr(fewfold, "compress", None)
+    result = run("compress", encoder, tmp_path / "out", "--recipe", "svd", *BUDGET)
+    assert result.code == 1
+    assert "no permission" in result.err

@@ -1,14 +1,16 @@
 """fewfold evaluate."""
 
 import json
+from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 import fewfold
-from fewfold.measure.fidelity import fidelity
+from fewfold.measure.fidelity import fidelity, nearest_neighbours, sentence_embeddings
 from fewfold.tasks import FineTuning, evaluate, probe
 from fewfold.tasks.perplexity import masked_perplexity
+from fewfold_cli import files
 
 
 @pytest.fixture
@@ -84,6 +86,35 @@ def test_neighbours_against_another_model(run, small, encoder, texts):
     assert data["metrics"]["nn10"]["mean"] == pytest.approx(expected.neighbour_overlap)
     assert data["metrics"]["cosine"]["mean"] == pytest.approx(expected.cosine)
     assert "nn10" in run(*arguments).out
+
+
+def test_neighbours_against_a_model_of_another_kind(run, encoder, texts, tmp_path):
+    """Another width and another vocabulary: each model reads the texts with its own tokenizer."""
+    vocabulary = {token: 60 - place for token, place in AutoTokenizer.from_pretrained(encoder).get_vocab().items()}
+    tokenizer = BertTokenizerFast(vocab=vocabulary)
+    other = BertModel(
+        BertConfig(vocab_size=61, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    )
+    fewfold.save(other, tmp_path / "other", tokenizer=tokenizer)
+    arguments = ("evaluate", encoder, "--task", "neighbours", "--against", tmp_path / "other", "--text", texts)
+    result = run(*arguments, "--eval-limit", 40, "--json")
+    assert result.code == 0, result.err
+    metrics = json.loads(result.out)["metrics"]
+    lines = texts.read_text().split("\n")[:40]
+    first, second = (
+        nearest_neighbours(sentence_embeddings(fewfold.load(folder), AutoTokenizer.from_pretrained(folder), lines), 10)
+        for folder in (encoder, tmp_path / "other")
+    )
+    shared = [len(set(a) & set(b)) / 10 for a, b in zip(first.tolist(), second.tolist(), strict=True)]
+    assert {name: found["mean"] for name, found in metrics.items()} == pytest.approx({"nn10": sum(shared) / 40})
+
+
+def test_results_that_cannot_be_written_are_refused_first(run, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(files.os, "access", lambda place, mode: Path(place) != tmp_path)
+    for option in ("--out", "--predictions"):
+        result = run("evaluate", small.folder, "--task", "stsb", option, tmp_path / "result.json")
+        assert result.code == 1
+        assert "no permission" in result.err
 
 
 def test_perplexity_of_a_text(run, encoder, texts, tmp_path):

@@ -27,6 +27,15 @@ def test_unusable_files(tmp_path, content):
         calibration_texts(str(file))
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv.gz", "rows.json", "rows.parquet"])
+def test_tables_are_not_read_as_lines(tmp_path, name):
+    file = tmp_path / name
+    file.write_text("sentence,label\na cat,1\n")
+    for read in (calibration_texts, lambda source: rows([source]), lambda source: excluded([source])):
+        with pytest.raises(CalibrationError, match=rf"{name} is a table \(\.[a-z]+\)"):
+            read(str(file))
+
+
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [

@@ -44,6 +44,7 @@ def test_a_limit_is_shared_by_epochs():
         ({"hidden": {"layer": "last"}}, r"hidden\.0\.layer: Extra inputs"),
         ({"hidden": {}, "batch_size": 10, "accumulation": 3}, "does not divide batch_size=10"),
         ({"hidden": {}, "minutes": 0}, "minutes"),
+        ({"hidden": {}, "patience": 2, "validation": 0}, "patience counts measurements on held-out texts"),
         ("missing.yaml", "cannot be read"),
         ([], "is no distillation config"),
         (True, "is no distillation config"),

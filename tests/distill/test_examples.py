@@ -32,6 +32,8 @@ def test_texts_and_rows():
         ([1, 2], "data holds int"),
         ([{"body": "x"}], "has the columns body"),
         ([{"text": "x", "label": 1}, {"text": None, "label": 0}], "row 1 of the data has no 'text'"),
+        ([{"text": "x"}, {"text": ["y", "z"]}], "row 1 of the data has .* as 'text', a list"),
+        ([{"text": "x"}, {"text": float("nan")}], "row 1 of the data has 'nan' as 'text', a float"),
     ],
 )
 def test_data_that_cannot_be_read(data, message):
@@ -44,6 +46,15 @@ def test_labels_are_asked_for():
         read_examples(["a cat"], True)
 
 
+@pytest.mark.parametrize(
+    ("label", "message"), [("good", "the label 'good'"), (float("nan"), "nan"), (None, "no 'label'")]
+)
+def test_labels_are_numbers(label, message):
+    with pytest.raises(DistillError, match=f"row 1 of the data has .*{message}"):
+        read_examples([{"text": "x", "label": 1}, {"text": "y", "label": label}], True)
+    assert read_examples([{"text": "x", "label": "1"}], True).labels == [1.0]
+
+
 def test_evaluation_sentences_are_kept_out():
     forbidden = ["The cat  sleeps.", "A DOG runs!", "Straße", ""]
     texts = [
@@ -51,12 +62,14 @@ def test_evaluation_sentences_are_kept_out():
         "A dog runs",
         "a dog runs away",
         "It rains. The cat sleeps. It stops.",
+        "It rains\nThe cat sleeps\nIt stops",
+        "“The cat sleeps.” That is so.",
         "strasse",
         "a cat",
     ]
     found = read_examples(texts, False, forbidden)
     assert found.texts == ["a dog runs away", "a cat"]
-    assert found.excluded == 4
+    assert found.excluded == 6
     rows = [SentencePair("a", "the cat sleeps", 1.0), SentencePair("b", "c", 2.0)]
     found = read_examples(rows, True, forbidden)
     assert (found.texts, found.pairs, found.labels, found.excluded) == (["b"], ["c"], [2.0], 1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from distill_models import config, make_student, make_teacher, make_tokenizer, sentences
-from transformers import BertForMaskedLM, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
 
 from fewfold import DistillError
 from fewfold.distill.attention import recording
@@ -108,6 +108,15 @@ def test_recording_goes_through_grouped_keys():
     expected = eager_attention(model, batch)[1]
     real = batch["attention_mask"].bool()[:, None, :, None].expand_as(found)
     torch.testing.assert_close(found[real], expected[real], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["scores", "probabilities", "values"])
+def test_unequal_heads_are_refused(teacher, kind):
+    fewer = make_teacher()
+    fewer.config.num_attention_heads = 2
+    student = BertModel(fewer.config)
+    with pytest.raises(DistillError, match="student and teacher have 2 and 4 heads"):
+        losses_of({"hidden": [], "attention": [{"kind": kind}]}, teacher, student)
 
 
 @pytest.mark.parametrize("kind", ["scores", "probabilities", "values"])

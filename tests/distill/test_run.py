@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from distill_models import config, make_student, make_teacher, make_tokenizer, sentences
-from transformers import BertForSequenceClassification, BertModel, T5Config, T5Model
+from transformers import BertForSequenceClassification, BertModel, BertTokenizerFast, T5Config, T5Model
 
 import fewfold
 from fewfold import DistillError, EmbeddingSharing, LowRank, SharedFactors
@@ -251,6 +251,8 @@ def test_pairs_that_do_not_fit(teacher):
     refused(r"for example 'cat' is 9 and 10", teacher, student, student_tokenizer=make_tokenizer(
         ["the", "a", "under", "over", "dog", "cat", "house", "tree", "sees", "likes", "runs", "small", "big", "old"]
     ))  # fmt: skip
+    cased = BertTokenizerFast(vocab=make_tokenizer().get_vocab(), do_lower_case=False)
+    refused("the same tokens and read a text as", teacher, student, student_tokenizer=cased)
     larger = BertModel(copy.deepcopy(teacher.config))
     larger.resize_token_embeddings(25)
     refused("vocabulary has 19 tokens and the student's 25", teacher, larger)

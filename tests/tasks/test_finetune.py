@@ -190,3 +190,15 @@ def test_no_rows_and_no_numbers(tokenizer, body, examples):
     rows = text_rows(model, tokenizer, examples, 32)
     with pytest.raises(TaskError, match="lower learning_rate"):
         fine_tune(model, tokenizer, rows, FineTuning(epochs=1))
+
+
+def test_a_loss_that_is_no_number_stops_the_training(tokenizer, body, examples, monkeypatch):
+    model = with_head(body, 2)
+    rows = text_rows(model, tokenizer, examples, 32)
+    steps = []
+    monkeypatch.setattr(
+        tf.Trainer, "training_step", lambda self, *_, **__: steps.append(1) or torch.tensor(float("nan"))
+    )
+    with pytest.raises(TaskError, match=r"the loss became nan by step 1: lower learning_rate"):
+        fine_tune(model, tokenizer, rows, FineTuning(epochs=50, batch_size=4))
+    assert len(steps) == 1

@@ -15,6 +15,7 @@ from fewfold.distill.tokens import TokenisedTexts
 from fewfold.errors import DistillError
 
 AT_ONCE = "fewfold_mask_predict"  # the family whose decoder does not go token by token
+PROBE = "The Cat, naïve Ångström 1,234!"  # tokenizers that share their tokens may still differ in case and accents
 REPEATS = 200  # passes over the data beyond which a warning says that it is little
 
 
@@ -87,6 +88,13 @@ def _check_tokenizers(teacher: Any, student: Any) -> None:
     if other is not None or len(theirs) != len(ours):
         named = f"for example {other!r} is {theirs.get(other)} and {ours.get(other)}" if other else "one has more"
         raise DistillError(f"the tokenizers of teacher and student differ ({named}): distil between models with one")
+    read = [list(tokenizer(PROBE)["input_ids"]) for tokenizer in (teacher, student)]
+    if read[0] != read[1]:
+        pieces = [" ".join(teacher.convert_ids_to_tokens(ids)) for ids in read]
+        raise DistillError(
+            f"the tokenizers of teacher and student have the same tokens and read a text as {pieces[0]!r} and "
+            f"{pieces[1]!r}: distil between models with one"
+        )
 
 
 def _check_trainable(student: nn.Module) -> None:

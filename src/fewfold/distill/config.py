@@ -146,6 +146,8 @@ class DistillConfig(_Strict):
             raise ValueError("no loss: give at least one of hidden, logits, attention, sentence, labels")
         if self.masking is not None and self.reduction == "examples":
             raise ValueError("masking counts masked tokens alike: take reduction='tokens'")
+        if self.patience is not None and not self.validation:
+            raise ValueError("patience counts measurements on held-out texts: give validation=…, or leave patience out")
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation={self.accumulation} does not divide batch_size={self.batch_size}")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ TARGET_COLUMNS = (
     ("source", "target"), ("src", "tgt"), ("text", "target"), ("text", "summary"), ("document", "summary"),
     ("article", "highlights"), ("input", "output"), ("question", "answer"),
 )  # fmt: skip
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’»)\]]*\s+")
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,10 @@ def _pairs(rows: Sequence[Mapping[str, Any]]) -> Examples | None:
         return None
     _complete(rows, columns)
     text, target = columns
-    blank = next((place for place, row in enumerate(rows) if not str(row[target]).strip()), None)
+    blank = next((place for place, row in enumerate(rows) if not row[target].strip()), None)
     if blank is not None:
         raise DistillError(f"row {blank} of the data has a blank {target!r}: leave it out")
-    return Examples([str(row[text]) for row in rows], targets=[str(row[target]) for row in rows])
+    return Examples([row[text] for row in rows], targets=[row[target] for row in rows])
 
 
 def _named(columns: Iterable[tuple[str, ...]]) -> str:
@@ -113,6 +115,12 @@ def _complete(rows: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> None
         missing = [name for name in columns if row.get(name) is None]
         if missing:
             raise DistillError(f"row {number} of the data has no {missing[0]!r}")
+        wrong = next((name for name in columns if not isinstance(row[name], str)), None)
+        if wrong is not None:
+            raise DistillError(
+                f"row {number} of the data has {str(row[wrong])[:40]!r} as {wrong!r}, a {type(row[wrong]).__name__}: "
+                "give text"
+            )
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], labelled: bool) -> Examples:
@@ -124,12 +132,27 @@ def _columns(rows: Sequence[Mapping[str, Any]], labelled: bool) -> Examples:
             f"an encoder–decoder, {_named(TARGET_COLUMNS)}"
         )
     label = next((name for name in LABEL_COLUMNS if name in names), None) if labelled else None
-    _complete(rows, [*columns, *([label] if label else [])])
+    _complete(rows, columns)
     return Examples(
-        [str(row[columns[0]]) for row in rows],
-        [str(row[columns[1]]) for row in rows] if len(columns) == 2 else None,
-        [float(row[label]) for row in rows] if label else None,
+        [row[columns[0]] for row in rows],
+        [row[columns[1]] for row in rows] if len(columns) == 2 else None,
+        [_number(row.get(label), label, number) for number, row in enumerate(rows)] if label else None,
     )
+
+
+def _number(value: Any, column: str, row: int) -> float:
+    """A label as a number."""
+    try:
+        number = math.nan if value is None else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DistillError(
+            f"row {row} of the data has no {column!r}"
+            if value is None
+            else f"row {row} of the data has the {column} {value!r}: give a class's number (0, 1, …) or a score"
+        )
+    return number
 
 
 def normalised(sentence: str) -> str:
@@ -156,5 +179,5 @@ def _holds(text: str, forbidden: set[str]) -> bool:
     """Whether a text, or one of its sentences, is among those forbidden."""
     if normalised(text) in forbidden:
         return True
-    sentences = re.split(r"(?<=[.!?])\s+", text)
+    sentences = [part for line in text.splitlines() for part in SENTENCE_END.split(line)]
     return len(sentences) > 1 and any(normalised(sentence) in forbidden for sentence in sentences)

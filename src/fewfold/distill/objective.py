@@ -178,12 +178,15 @@ class Objective(nn.Module):
         ours, theirs = getattr(stack.of(student), name)[own], getattr(stack.of(teacher), name)[other]
         keys = batch["attention_mask"].bool() if crosses else stack.mask(batch)
         allowed = keys[:, None, None, :] & stack.mask(batch)[:, None, :, None] if crosses else stack.allowed(batch)
-        if term.kind == "values":
-            values = ours.value_relations(), theirs.value_relations()
-            return losses.attention_kl(*values, allowed, reduction), stack.kind("tokens")
-        scores = ours.scores(), theirs.scores()
+        of_values = term.kind == "values"
+        scores = (ours.value_relations(), theirs.value_relations()) if of_values else (ours.scores(), theirs.scores())
         if scores[0].shape != scores[1].shape:
-            raise DistillError(f"student and teacher have {scores[0].shape[1]} and {scores[1].shape[1]} heads")
+            raise DistillError(
+                f"student and teacher have {scores[0].shape[1]} and {scores[1].shape[1]} heads: leave the attention "
+                "loss out, or distil between models with as many heads"
+            )
+        if of_values:
+            return losses.attention_kl(*scores, allowed, reduction), stack.kind("tokens")
         if term.kind == "probabilities":
             return losses.attention_kl(*scores, allowed, reduction), stack.kind("tokens")
         if self.config.count_padding:  # padded queries see real keys in the published code

@@ -91,9 +91,8 @@ class Reference:
             _same_shape("hidden states", hidden_states, self.hidden_states)
             error = float((hidden_states - self.hidden_states).norm() / self.hidden_states.norm())
         found = nearest_neighbours(embeddings, self.neighbours.shape[1])
-        shared = (found[:, :, None] == self.neighbours[:, None, :]).any(dim=2).float().mean()
         cosine = (embeddings * self.embeddings).sum(dim=1).mean()
-        return Fidelity(float(cosine), float(shared), error)
+        return Fidelity(float(cosine), neighbour_overlap(self.neighbours, found), error)
 
     def encode(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Run a model over the texts.
@@ -171,6 +170,15 @@ def nearest_neighbours(embeddings: Tensor, neighbours: int, block: int = 1024) -
         cosines[torch.arange(len(cosines)), torch.arange(start, start + len(cosines))] = -torch.inf
         found.append(cosines.topk(neighbours, dim=1).indices)
     return torch.cat(found)
+
+
+def neighbour_overlap(first: Tensor, second: Tensor) -> float:
+    """The mean share of neighbours that two models agree on, 0…1.
+
+    :param first: Of one model, `(texts, neighbours)`, as `nearest_neighbours` gives them.
+    :param second: Of the other, for the same texts.
+    """
+    return float((second[:, :, None] == first[:, None, :]).any(dim=2).float().mean())
 
 
 def padded_batches(

@@ -22,6 +22,8 @@ from fewfold.training.arguments import trainer_arguments
 from fewfold.training.forward import forward_restored
 from fewfold.training.processor import quick_on_processors
 
+LOOK = 10  # steps between two looks at the loss: each waits for the accelerator
+
 
 @dataclass(frozen=True)
 class FineTuning:
@@ -100,23 +102,23 @@ def fine_tune(
     :param seed: Of the order of the rows and of dropout.
     :param examples: How many examples the rows stand for, where it is not one a row.
     :return: What was done.
-    :raises TaskError: If there is no row, or the loss is not a number at the end.
+    :raises TaskError: If there is no row, or the loss is no number; every tenth step looks.
     :raises ImportError: If accelerate is missing, which Trainer needs.
     """
     if not rows:
         raise TaskError("fine_tune needs at least one training example")
     require("accelerate")
-    from transformers import PrinterCallback, ProgressCallback, Trainer
+    from transformers import PrinterCallback, ProgressCallback
 
     from fewfold.training.rounding import RoundedSteps, Rounding
 
     unpack(model)
     rounding = Rounding(model)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
+        trainer = _trainer_class(settings)(
             model=model,
             args=_arguments(folder, len(rows), settings, seed),
-            train_dataset=list(rows),  # type: ignore[arg-type]
+            train_dataset=list(rows),
             data_collator=Padding(tokenizer),
             callbacks=[_progress(), RoundedSteps(rounding)],
         )
@@ -132,11 +134,7 @@ def fine_tune(
     model.eval()
     rounding.settle_(model)
     round_stored(model)
-    if not math.isfinite(result.training_loss):
-        raise TaskError(
-            f"the loss became {result.training_loss}: lower learning_rate={settings.learning_rate}"
-            + (" or leave bf16 out" if settings.bf16 else "")
-        )
+    _check_loss(result.training_loss, result.global_step, settings)
     tokens = round(token_total(rows) * settings.epochs)
     return Training(examples or len(rows), len(rows), result.global_step, tokens, result.training_loss, seconds)
 
@@ -165,6 +163,28 @@ def _arguments(folder: str, rows: int, settings: FineTuning, seed: int) -> Any:
         logging_strategy="no",
         **grouping,
     )
+
+
+def _check_loss(loss: float, step: int, settings: FineTuning) -> None:
+    if not math.isfinite(loss):
+        raise TaskError(
+            f"the loss became {loss} by step {step}: lower learning_rate={settings.learning_rate}"
+            + (" or leave bf16 out" if settings.bf16 else "")
+        )
+
+
+def _trainer_class(settings: FineTuning) -> Any:
+    """A Trainer that does not go on for hours with a loss that is no number."""
+    from transformers import Trainer
+
+    class Checked(Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().training_step(*args, **kwargs)
+            if self.state.global_step % LOOK == 0:  # what is no number stays none
+                _check_loss(float(loss), self.state.global_step + 1, settings)
+            return loss
+
+    return Checked
 
 
 def _progress() -> Any:
