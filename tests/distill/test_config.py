@@ -60,6 +60,7 @@ def test_published_values():
     assert (stage.learning_rate, stage.batch_size, stage.epochs, stage.max_length) == (1e-4, 256, 2, 128)
     assert (stage.warmup, stage.schedule, stage.weight_decay, stage.epsilon) == (0.1, "linear", 0.01, 1e-6)
     assert (stage.optimizer, stage.clip, stage.clip_by, stage.dropout) == ("bert_adam", 1.0, "tensor", True)
+    assert stage.masking == 0.15
     assert (stage.hidden[0].layers, stage.attention[0].layers, stage.attention[0].kind) == ("last", "last", "scores")
     for task, (first, second, length) in TASKS.items():
         one, two = phases_of(f"published-stage-2-{task}")

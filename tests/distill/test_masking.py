@@ -7,10 +7,11 @@ import pytest
 import torch
 from distill_models import Killed, config, kill_at, make_student, make_teacher, parameters
 from torch.nn.functional import cross_entropy, kl_div
-from transformers import BertForMaskedLM
+from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from fewfold import DistillError
 from fewfold.distill.masked import HELD_OUT, HIDDEN, BatchMasking
+from fewfold.distill.presets import phases_of
 from fewfold.distill.run import distil
 
 SETTINGS = {"hidden": [], "logits": {"temperature": 2.0}, "labels": {"weight": 0.5}, "masking": 0.3}
@@ -99,6 +100,23 @@ def test_a_killed_run_goes_on(masked_teacher, tokenizer, texts, tmp_path, monkey
     live()
     distil(masked_teacher, resumed, texts, config=settings, tokenizer=tokenizer, checkpoints=tmp_path)
     assert float((parameters(resumed) - parameters(straight)).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("kind", [BertModel, BertForSequenceClassification])
+def test_the_published_first_stage_masks_what_both_models_read(kind, tokenizer, texts, monkeypatch):
+    teacher, seen = make_teacher(kind), []
+    student = make_student(teacher)
+    for model in (teacher, student):
+        model.base_model.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs["input_ids"].clone()), with_kwargs=True
+        )
+    stage = phases_of("published-stage-1")[0].changed(batch_size=len(texts), max_length=16)
+    history = distil(teacher, student, texts, config=stage, tokenizer=tokenizer, steps=1).histories[0]
+    assert {"hidden_last", "attention_scores"} <= set(history.curve[0])
+    first, second = seen[-2:]
+    assert torch.equal(first, second)
+    words = (first != tokenizer.pad_token_id) & (first != tokenizer.cls_token_id) & (first != tokenizer.sep_token_id)
+    assert 0.08 < float((first[words] == tokenizer.mask_token_id).double().mean()) < 0.16
 
 
 def test_refusals(masked_teacher, tokenizer, texts, tmp_path):

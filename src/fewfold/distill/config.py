@@ -144,7 +144,7 @@ class DistillConfig(_Strict):
     def _teaches(self) -> DistillConfig:
         if not (self.hidden or self.attention or self.logits or self.sentence or self.labels):
             raise ValueError("no loss: give at least one of hidden, logits, attention, sentence, labels")
-        if self.masking is not None and self.reduction == "examples":
+        if self.masking is not None and self.reduction == "examples" and (self.logits or self.labels):
             raise ValueError("masking counts masked tokens alike: take reduction='tokens'")
         if self.patience is not None and not self.validation:
             raise ValueError("patience counts measurements on held-out texts: give validation=…, or leave patience out")

@@ -80,9 +80,9 @@ def _last_layer(batch: int) -> dict[str, Any]:
 
 def published_stage_1() -> list[DistillConfig]:
     """General distillation: hidden states and attention scores of the last layer."""
-    # 8 processes of 32 texts: their summed losses are averaged over processes
+    # 8 processes of 32 texts: their summed losses are averaged over processes; texts come with tokens masked
     last = _last_layer(32)
-    return [_published(256, **last, learning_rate=1e-4, epochs=2, name="published-stage-1")]
+    return [_published(256, **last, masking=0.15, learning_rate=1e-4, epochs=2, name="published-stage-1")]
 
 
 def published_stage_2(task_name: str = "mnli") -> list[DistillConfig]:

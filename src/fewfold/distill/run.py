@@ -114,7 +114,8 @@ def _phase(
         name: sketch(model, first, objective.needs(side))
         for side, (name, model) in enumerate((("student", student), ("teacher", teacher)))
     }
-    objective.sparse = masking is not None and all(masking.sparse(model, learned) for model in (teacher, student))
+    scored = masking if config.logits or config.labels else None
+    objective.sparse = scored is not None and all(scored.sparse(model, learned) for model in (teacher, student))
     live: Teacher = LiveTeacher(teacher, objective.needs(1))
     with training(teacher, student, config), _folder(checkpoints) as folder:
         # what is sharded is no plain model any more: a copy is, and its numbers come back
