@@ -185,6 +185,14 @@ def judged(claim: Claim) -> Verdict:
     return claim.judge(json.loads(path.read_text(encoding="utf-8")))
 
 
+def shown_by(claim: Claim) -> str:
+    """The page of the run that shows it; it names versions, hardware and settings."""
+    if claim.judge is shared_counts:
+        return "counted by `benchmarks/claims.py`"
+    page = PAGE.parent.parent / "benchmarks" / f"{claim.result}.md"
+    return f"[{claim.result}](../benchmarks/{page.name})" if claim.result and page.exists() else "–"
+
+
 def main() -> None:
     """Write the page."""
     lines = ["# The papers' claims", "", "Drawn by `python benchmarks/claims.py` from `benchmarks/results`.", ""]
@@ -192,9 +200,9 @@ def main() -> None:
     for claim in CLAIMS:
         if claim.paper != paper:
             paper = claim.paper
-            lines += ["", f"## {paper}", "", "| claim | measured here | verdict |", "|---|---|---|"]
+            lines += ["", f"## {paper}", "", "| claim | measured here | verdict | run |", "|---|---|---|---|"]
         measured, verdict = judged(claim)
-        lines.append(f"| {claim.text} | {measured} | {verdict} |")
+        lines.append(f"| {claim.text} | {measured} | {verdict} | {shown_by(claim)} |")
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text("\n".join(lines).replace("\n\n\n", "\n\n") + "\n", encoding="utf-8")
     print("\n".join(lines))
