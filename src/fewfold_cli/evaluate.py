@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,7 +60,13 @@ def evaluate(
     beams: Annotated[int, typer.Option(min=1, help="Of translation and captions: beams; 1 is greedy.")] = 1,
     text: Annotated[Path | None, typer.Option(help="A text file (.txt, also packed as .gz or .xz).")] = None,
     against: Annotated[Path | None, typer.Option("--against", "-a", help="Model to compare neighbours with.")] = None,
-    output: Annotated[Path | None, typer.Option("--out", "-o", help="Write the whole result as JSON.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Write the whole result as JSON. Fine-tuning that was killed goes on if started again: "
+            "finished seeds and checkpoints stand in OUT.checkpoints until the result is written.",
+        ),
+    ] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write every prediction, a JSON object a line.")] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -90,6 +97,7 @@ def evaluate(
             tokenizer = tokenizer_of(folder)
         if tokenizer is None:
             raise fewfold.TaskError(f"{folder} holds no tokenizer: save it beside the model")
+        checkpoints = None
         if task in ON_TEXT:
             result = _on_text(folder, model, tokenizer, task, text, against, max_length, stride, eval_limit)
         else:
@@ -102,15 +110,19 @@ def evaluate(
                 if predictions is not None:
                     found.save_predictions(predictions)
             else:
+                if output is not None and finetune:
+                    checkpoints = output.with_name(f"{output.name}.checkpoints")
                 settings = tasks.FineTuning(learning_rate, epochs, batch, bf16=bf16, limit=limit)
                 found = tasks.evaluate(
                     model, task, tokenizer=tokenizer, finetune=settings if finetune else None, seeds=range(seeds),
                     max_length=max_length, stride=128 if stride is None else stride, eval_limit=eval_limit,
-                    beams=beams, predictions=predictions,
+                    beams=beams, predictions=predictions, checkpoints=checkpoints,
                 )  # fmt: skip
             result = {"folder": str(folder), **found.to_dict()}
         if output is not None:
             write_json(result, output)
+        if checkpoints is not None:
+            shutil.rmtree(checkpoints, ignore_errors=True)
         if as_json:
             print_json(result)
         else:

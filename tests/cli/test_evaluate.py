@@ -10,6 +10,7 @@ import fewfold
 from fewfold.measure.fidelity import fidelity, nearest_neighbours, sentence_embeddings
 from fewfold.tasks import FineTuning, evaluate, probe
 from fewfold.tasks.perplexity import masked_perplexity
+from fewfold.tasks.tuner import Tuner
 from fewfold_cli import files
 
 
@@ -49,6 +50,26 @@ def test_fine_tuned_over_seeds(run, small, root, tmp_path):
     assert result["model"]["replaced"] == {"low_rank in int8": 12}
     assert result["folder"] == str(small.folder)
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 48
+
+
+def test_a_killed_fine_tuning_goes_on(run, small, root, tmp_path, monkeypatch):
+    steps, trains = [], Tuner.training_step
+
+    def step(self, *arguments, **named):
+        steps.append(1)
+        if len(steps) == 11:
+            raise KeyboardInterrupt
+        return trains(self, *arguments, **named)
+
+    monkeypatch.setattr(Tuner, "training_step", step)
+    options = ("--finetune", "--seeds", 2, "--limit", 48, "--epochs", 1, "--batch", 8, "--out", tmp_path / "r.json")
+    assert run("evaluate", small.folder, "--task", "sst2", *options).code == 130
+    kept = tmp_path / "r.json.checkpoints"
+    assert len(list(kept.glob("seed-0-*/run.json"))) == 1
+    assert run("evaluate", small.folder, "--task", "sst2", *options).code == 0
+    assert len(steps) == 11 + 6
+    assert not kept.exists()
+    assert [run["seed"] for run in json.loads((tmp_path / "r.json").read_text())["runs"]] == [0, 1]
 
 
 def test_probe(run, small, root, tmp_path):

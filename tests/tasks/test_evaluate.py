@@ -11,12 +11,14 @@ import transformers as tf
 import fewfold
 from fewfold import LowRank, TaskError
 from fewfold.tasks import FineTuning, evaluate, with_head
+from fewfold.tasks.classify import Classification
 from fewfold.tasks.data import SentencePair
 from fewfold.tasks.glue import read_glue
 from fewfold.tasks.result import over_seeds
 from fewfold.tasks.squad import read_squad
 from fewfold.tasks.squad_metrics import exact_match, token_f1
 from fewfold.tasks.sts import sts_score
+from fewfold.tasks.tuner import Tuner
 
 QUICK = FineTuning(learning_rate=3e-3, epochs=3, batch_size=8)
 
@@ -81,6 +83,47 @@ def test_fine_tuning_over_seeds(is_compressed, root, tokenizer, body, tmp_path):
         assert record["model"]["replaced"] == {"low_rank in int8": 12}
         assert record["model"]["steps"][0]["methods"][0]["method"] == "low_rank"
         assert record["model"]["dense_parameters"] > record["model"]["parameters"]
+
+
+@pytest.mark.parametrize("dies", [20, 72])
+def test_a_killed_evaluation_goes_on_to_the_same_result(dies, root, tokenizer, body, tmp_path, monkeypatch):
+    """In the second seed's training, and in its judgement."""
+    expected = evaluate(body, "sst2", tokenizer=tokenizer, finetune=QUICK, seeds=(1, 0))
+    steps, trains = [], Tuner.training_step
+
+    def step(self, *arguments, **named):
+        steps.append(self.args.seed)
+        if len(steps) == 36 + dies:
+            raise KeyboardInterrupt
+        return trains(self, *arguments, **named)
+
+    monkeypatch.setattr(Tuner, "training_step", step)
+    judge, judged = Classification.judge, []
+
+    def judge_once(*arguments):
+        judged.append(1)
+        if dies == 72 and len(judged) == 2:
+            raise KeyboardInterrupt
+        return judge(*arguments)
+
+    monkeypatch.setattr(Classification, "judge", judge_once)
+    arguments = {"tokenizer": tokenizer, "finetune": QUICK, "seeds": (1, 0), "checkpoint_minutes": 0.0}
+    folder = tmp_path / "kept"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(body, "sst2", checkpoints=folder, **arguments)
+    found = evaluate(body, "sst2", checkpoints=folder, predictions=tmp_path / "p.jsonl", **arguments)
+    assert steps.count(1) == 36
+    assert steps.count(0) == (37 if dies == 20 else 36)
+    assert found.metrics == expected.metrics
+    assert [run.seed for run in found.runs] == [1, 0]
+    assert [run.judged.predictions for run in found.runs] == [run.judged.predictions for run in expected.runs]
+    assert found.model == expected.model
+    assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 60
+    before = len(steps)
+    evaluate(body, "sst2", checkpoints=folder, **arguments)
+    assert len(steps) == before
+    evaluate(body, "sst2", checkpoints=folder, eval_limit=5, **{**arguments, "seeds": (0,)})
+    assert len(steps) == before + 36
 
 
 def test_limits(root, tokenizer, body):

@@ -1,5 +1,6 @@
 """Fine-tuning against a plain loop, and what is recorded of it."""
 
+import contextlib
 import copy
 
 import pytest
@@ -12,6 +13,7 @@ from fewfold.tasks import FineTuning, fine_tune, with_head
 from fewfold.tasks.batches import Padding, by_length, text_rows, token_total
 from fewfold.tasks.glue import Example
 from fewfold.tasks.predict import class_logits
+from fewfold.tasks.tuner import Tuner
 
 
 @pytest.fixture
@@ -202,3 +204,56 @@ def test_a_loss_that_is_no_number_stops_the_training(tokenizer, body, examples, 
     with pytest.raises(TaskError, match=r"the loss became nan by step 1: lower learning_rate"):
         fine_tune(model, tokenizer, rows, FineTuning(epochs=50, batch_size=4))
     assert len(steps) == 1
+
+
+@pytest.mark.parametrize(("stored", "dies"), [("int3", 3), (None, 8), ("int3", 10), (None, 16)])
+def test_a_killed_training_goes_on_to_the_same_numbers(stored, dies, tokenizer, make_body, examples, tmp_path):
+    """In the first epoch, in the second, right at the begin of the third, and after the last step."""
+
+    def fresh():
+        body = make_body()
+        body.config.hidden_dropout_prob = 0.2
+        model = with_head(type(body)(body.config), 2, seed=1)
+        model.load_state_dict(body.state_dict(), strict=False)
+        if stored is not None:
+            fewfold.compress(model, LowRank(targets="linears", rank=8, weighting="none", stored_dtype=stored))
+        return model
+
+    settings = FineTuning(learning_rate=2e-2, epochs=3, batch_size=5)
+    rows = text_rows(fresh(), tokenizer, examples, 32)
+    whole = fresh()
+    expected = fine_tune(whole, tokenizer, rows, settings, seed=3)
+    steps = []
+
+    class Killed(BaseException):
+        pass
+
+    def step(self, *arguments, **named):
+        steps.append(1)
+        if len(steps) == dies:
+            raise Killed
+        return trains(self, *arguments, **named)
+
+    trains = Tuner.training_step
+    folder = tmp_path / "checkpoints"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tuner, "training_step", step)
+        for _ in range(2):  # after the last step nothing is left to be killed
+            with contextlib.suppress(Killed):
+                found = fine_tune(going := fresh(), tokenizer, rows, settings, 3, None, folder, 0.0)
+    if dies < 16:
+        assert 15 < len(steps) <= 17  # of the killed one, and perhaps one between two epochs, done twice
+    assert len(steps) >= 15
+    assert (found.steps, found.tokens) == (expected.steps, expected.tokens) == (15, 3 * token_total(rows))
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert found.seconds > 0
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(going.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_checkpoints_of_another_training_are_refused(tokenizer, body, examples, tmp_path):
+    model = with_head(body, 2)
+    rows = text_rows(model, tokenizer, examples, 32)
+    fine_tune(model, tokenizer, rows, FineTuning(epochs=1), checkpoints=tmp_path / "kept")
+    with pytest.raises(TaskError, match=r"kept holds checkpoints of another model, other rows or settings"):
+        fine_tune(model, tokenizer, rows, FineTuning(epochs=1), checkpoints=tmp_path / "kept")

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from fewfold.distill.batches import GroupedBatches
@@ -30,22 +29,15 @@ from fewfold.errors import DistillError
 from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.measure.inputs import clipped_length
 from fewfold.training.arguments import one_device
+from fewfold.training.exact import ExactCheckpoints
 from fewfold.training.rounding import RoundedSteps
-from fewfold.training.sharded import (
-    exact_state,
-    is_sharded,
-    load_exact,
-    load_optimizer,
-    optimizer_state,
-    whole,
-)
+from fewfold.training.sharded import is_sharded, load_optimizer, optimizer_state, whole
 
 MASKS = ("attention_mask", "decoder_attention_mask")
-WEIGHTS = "model.safetensors"
 ENDLESS = 10**9  # steps of a run that the clock ends
 
 
-class DistillTrainer(Trainer):
+class DistillTrainer(ExactCheckpoints):
     """Trains a pupil on tokenised texts.
 
     Parts of a batch (accumulated or in other processes) are weighed by the tokens they hold, so that the loss and
@@ -158,18 +150,6 @@ class DistillTrainer(Trainer):
         self.lr_scheduler = LambdaLR(optimizer or self.create_optimizer(), rate)
         self._created_lr_scheduler = True
         return self.lr_scheduler
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the pupil's exact floats: a checkpoint loses nothing, whatever dtype the student is kept in."""
-        state = exact_state(self.model)  # gathered where it is sharded, so in all processes
-        if self.args.should_save:
-            folder = Path(output_dir or str(self.args.output_dir))
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(state, folder / WEIGHTS)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Read what :meth:`save_model` wrote."""
-        load_exact(self.model, load_file(Path(resume_from_checkpoint) / WEIGHTS))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Whole tensors, as one process writes them: accelerate's form misses parameters without a gradient."""

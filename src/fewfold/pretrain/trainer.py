@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.pretrain.drawn import Drawn
 from fewfold.pretrain.masking import IGNORED
 from fewfold.pretrain.settings import PretrainSettings
 from fewfold.training.arguments import trainer_arguments
-from fewfold.training.sharded import exact_state, load_exact
-
-WEIGHTS = "model.safetensors"
+from fewfold.training.exact import ExactCheckpoints
 
 
-class PretrainTrainer(Trainer):
+class PretrainTrainer(ExactCheckpoints):
     """Reads what is drawn in its order; parts of a step count by the labels that they hold.
 
     So a step's loss and gradient are those of its whole batch, however it is split over time and processes.
@@ -63,17 +60,6 @@ class PretrainTrainer(Trainer):
         tensor = torch.tensor(number, dtype=torch.float64, device=self.args.device)
         torch.distributed.all_reduce(tensor)
         return float(tensor)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The exact floats, of what is kept in integers too: Adam's moments are about them."""
-        state = exact_state(self.model)
-        if self.args.should_save:
-            target = Path(output_dir or str(self.args.output_dir))
-            target.mkdir(parents=True, exist_ok=True)
-            save_file(state, target / WEIGHTS)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_exact(self.model, load_file(Path(resume_from_checkpoint) / WEIGHTS))
 
 
 def _labels_in(batch: dict[str, Any]) -> float:

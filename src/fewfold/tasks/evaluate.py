@@ -16,10 +16,11 @@ from fewfold.tasks.answering import Answering
 from fewfold.tasks.batches import Padding
 from fewfold.tasks.captioning.task import CAPTIONS, Captioning
 from fewfold.tasks.classify import Classification
-from fewfold.tasks.finetune import FineTuning, fine_tune
+from fewfold.tasks.finetune import FineTuning, fine_tune, run_key
 from fewfold.tasks.glue import GLUE
 from fewfold.tasks.heads import has_head, with_head
 from fewfold.tasks.judged import Task
+from fewfold.tasks.kept import KeptRuns
 from fewfold.tasks.result import Run, TaskResult, describe
 from fewfold.tasks.translation.task import LANGUAGE_PAIRS, Translation
 
@@ -41,6 +42,8 @@ def evaluate(
     resamples: int = 1000,
     beams: int = 1,
     predictions: str | PathLike[str] | None = None,
+    checkpoints: str | PathLike[str] | None = None,
+    checkpoint_minutes: float = 5.0,
 ) -> TaskResult:
     """Judge a model, dense or compressed, on a task's development data with its official metrics.
 
@@ -61,6 +64,9 @@ def evaluate(
     :param resamples: Bootstrap resamples of the examples for the intervals.
     :param beams: Of translation and captioning: beams of the search, 1 is greedy.
     :param predictions: A file for all predictions, a JSON object a line.
+    :param checkpoints: With `finetune`: a folder for finished seeds and for checkpoints of the one that is trained. An
+        evaluation that was killed goes on from there, to the same numbers. It stays, for you to remove.
+    :param checkpoint_minutes: Between two checkpoints.
     :return: Metrics with mean, spread and intervals, counts, seconds, and what they depend on.
     :raises TaskError: If the task is unknown, the model does not fit, or the data is not as it should be.
     :raises DataUnavailable: If the data cannot be had.
@@ -83,7 +89,11 @@ def evaluate(
         judged = work.judge(model, batch_size, resamples)
         runs, described = [Run(seeds[0], None, judged)], describe(model)
     else:
-        runs, described = _train_and_judge(model, work, tokenizer, finetune, seeds, batch_size, resamples)
+        judging = (task, max_length, stride, batch_size, eval_limit, resamples, beams)
+        kept = None if checkpoints is None else KeptRuns(checkpoints, judging)
+        runs, described = _train_and_judge(
+            model, work, tokenizer, finetune, seeds, batch_size, resamples, kept, checkpoint_minutes
+        )
     settings = {
         "finetune": None if finetune is None else asdict(finetune),
         "seeds": [run.seed for run in runs],
@@ -127,7 +137,7 @@ def task_named(
 
 def _train_and_judge(
     model: nn.Module, work: Task, tokenizer: Any, finetune: FineTuning, seeds: Sequence[int], batch_size: int,
-    resamples: int,
+    resamples: int, runs_kept: KeptRuns | None, checkpoint_minutes: float,
 ) -> tuple[list[Run], dict[str, Any]]:  # fmt: skip
     runs, described = [], {}
     if work.kind in ("translation", "captioning"):
@@ -140,7 +150,18 @@ def _train_and_judge(
         if trained.config.pad_token_id is None:  # classifiers of causal models look for the last real token
             trained.config.pad_token_id = Padding(tokenizer).filler
         rows, examples = work.training_rows(trained, finetune.limit)
-        training = fine_tune(trained, tokenizer, rows, finetune, seed, examples)
+        place = None if runs_kept is None else runs_kept.place(seed, run_key(trained, rows, finetune, seed))
+        found = None if place is None else KeptRuns.found(place)
+        if found is not None:
+            described = found[1]
+            runs.append(found[0])
+            continue
+        training = fine_tune(
+            trained, tokenizer, rows, finetune, seed, examples,
+            None if place is None else place / "checkpoints", checkpoint_minutes,
+        )  # fmt: skip
         described = {**describe(trained), "head": "kept" if kept else "fresh"}
         runs.append(Run(seed, training, work.judge(trained, batch_size, resamples)))
+        if place is not None:
+            KeptRuns.keep(place, runs[-1], described)
     return runs, described

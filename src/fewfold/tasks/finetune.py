@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fewfold.errors import TaskError
 from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.optional import require
-from fewfold.progress import track
 from fewfold.stored import unpack
 from fewfold.stored.kept import round_stored
-from fewfold.tasks.batches import Padding, Row, token_total
+from fewfold.tasks.batches import Row, token_total
 from fewfold.training.arguments import trainer_arguments
 from fewfold.training.forward import forward_restored
+from fewfold.training.identity import config_of
 from fewfold.training.processor import quick_on_processors
-
-LOOK = 10  # steps between two looks at the loss: each waits for the accelerator
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def fine_tune(
     settings: FineTuning,
     seed: int = 0,
     examples: int | None = None,
+    checkpoints: str | PathLike[str] | None = None,
+    checkpoint_minutes: float = 5.0,
 ) -> Training:
     """Train all parameters of a model that may train, in place.
 
@@ -101,42 +105,62 @@ def fine_tune(
     :param settings: How to train.
     :param seed: Of the order of the rows and of dropout.
     :param examples: How many examples the rows stand for, where it is not one a row.
+    :param checkpoints: A folder of this run alone: a run that was killed goes on from there, to the same numbers. It
+        stays, with the end of the run, for you to remove.
+    :param checkpoint_minutes: Between two checkpoints.
     :return: What was done.
-    :raises TaskError: If there is no row, or the loss is no number; every tenth step looks.
+    :raises TaskError: If there is no row, the loss is no number (every tenth step looks), or the checkpoints are
+        those of another run.
     :raises ImportError: If accelerate is missing, which Trainer needs.
     """
     if not rows:
         raise TaskError("fine_tune needs at least one training example")
     require("accelerate")
-    from transformers import PrinterCallback, ProgressCallback
-
-    from fewfold.training.rounding import RoundedSteps, Rounding
+    from fewfold.tasks.tuner import Tuner
+    from fewfold.training.rounding import Rounding
 
     unpack(model)
     rounding = Rounding(model)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer_class(settings)(
-            model=model,
-            args=_arguments(folder, len(rows), settings, seed),
-            train_dataset=list(rows),
-            data_collator=Padding(tokenizer),
-            callbacks=[_progress(), RoundedSteps(rounding)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
-        start = time.perf_counter()
+    key, minutes = ("", None) if checkpoints is None else (run_key(model, rows, settings, seed), checkpoint_minutes)
+    with _folder(checkpoints) as folder:
+        arguments = _arguments(str(folder), len(rows), settings, seed)
+        tuner = Tuner(model, arguments, rows, tokenizer, settings, rounding, key, minutes)
         try:
             with quick_on_processors(settings.bf16), forward_restored(model):
-                result = trainer.train()
+                steps = tuner.run()
         finally:
             rounding.restore_()
-        seconds = time.perf_counter() - start
-    model.eval()
-    rounding.settle_(model)
-    round_stored(model)
-    _check_loss(result.training_loss, result.global_step, settings)
+        model.eval()
+        rounding.settle_(model)
+        round_stored(model)
     tokens = round(token_total(rows) * settings.epochs)
-    return Training(examples or len(rows), len(rows), result.global_step, tokens, result.training_loss, seconds)
+    return Training(examples or len(rows), len(rows), steps, tokens, tuner.mean_loss(steps), tuner.seconds)
+
+
+def run_key(model: nn.Module, rows: Sequence[Row], settings: FineTuning, seed: int) -> str:
+    """What has to be the same for a run to go on: every number of the model at its begin, rows, settings, seed."""
+    from fewfold.training.sharded import exact_state
+
+    described = (type(model).__name__, config_of(model), asdict(settings), seed)
+    digest = hashlib.blake2b(repr(described).encode(), digest_size=16)
+    for name, tensor in exact_state(model).items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    for row in rows:
+        digest.update(repr(sorted(row.items())).encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _folder(checkpoints: str | PathLike[str] | None) -> Iterator[Path]:
+    """The given folder, or a passing one."""
+    if checkpoints is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    kept = Path(checkpoints)
+    kept.mkdir(parents=True, exist_ok=True)
+    yield kept
 
 
 def _arguments(folder: str, rows: int, settings: FineTuning, seed: int) -> Any:
@@ -160,48 +184,7 @@ def _arguments(folder: str, rows: int, settings: FineTuning, seed: int) -> Any:
         bf16=settings.bf16,
         seed=seed,
         save_strategy="no",
+        save_total_limit=2,
         logging_strategy="no",
         **grouping,
     )
-
-
-def _check_loss(loss: float, step: int, settings: FineTuning) -> None:
-    if not math.isfinite(loss):
-        raise TaskError(
-            f"the loss became {loss} by step {step}: lower learning_rate={settings.learning_rate}"
-            + (" or leave bf16 out" if settings.bf16 else "")
-        )
-
-
-def _trainer_class(settings: FineTuning) -> Any:
-    """A Trainer that does not go on for hours with a loss that is no number."""
-    from transformers import Trainer
-
-    class Checked(Trainer):
-        def training_step(self, *args: Any, **kwargs: Any) -> Any:
-            loss = super().training_step(*args, **kwargs)
-            if self.state.global_step % LOOK == 0:  # what is no number stays none
-                _check_loss(float(loss), self.state.global_step + 1, settings)
-            return loss
-
-    return Checked
-
-
-def _progress() -> Any:
-    """A callback that moves our own bar, step by step."""
-    from transformers import TrainerCallback
-
-    class Progress(TrainerCallback):
-        steps: Iterator[int] = iter(())
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.steps = track(range(state.max_steps + 1), "fine-tuning")
-            next(self.steps)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            next(self.steps, None)
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.steps.close()  # type: ignore[attr-defined]
-
-    return Progress()
