@@ -215,7 +215,7 @@ def _lines(text: Path) -> list[str]:
 
     try:
         return lines(text.expanduser())
-    except (UnicodeDecodeError, EOFError) as error:
+    except UnicodeDecodeError as error:
         raise fewfold.TaskError(f"--text {text} is no UTF-8 text: {error}") from error
 
 

@@ -61,7 +61,7 @@ def _lines(path: Path, source: str, option: str) -> list[str]:
         )
     try:
         found = [line for line in lines(path) if line.strip()]
-    except (UnicodeDecodeError, EOFError) as error:
+    except UnicodeDecodeError as error:
         raise CalibrationError(f"{option} {source} is no UTF-8 text: {error}") from error
     if not found:
         raise CalibrationError(f"{option} {source} holds no text")

@@ -3,6 +3,7 @@ import lzma
 
 import pytest
 
+from fewfold.errors import TaskError
 from fewfold.tasks import data
 from fewfold.tasks.data import DataUnavailable, SentencePair
 
@@ -41,6 +42,15 @@ def test_lines_of_plain_and_packed_files(tmp_path):
     (tmp_path / "t.txt.xz").write_bytes(lzma.compress(text.encode()))
     for name in ("t.txt", "t.txt.gz", "t.txt.xz"):
         assert data.lines(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.xz"])
+def test_packed_files_that_are_none_or_damaged(name, tmp_path):
+    packed = {"a.txt.gz": gzip.compress, "a.txt.xz": lzma.compress}[name](b"some words\n" * 50)
+    for content in (b"no packed file", packed[:-9], packed[:20] + b"??????????" + packed[30:]):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(TaskError, match=f"{name} is no .{name[-2:]} file, or is damaged"):
+            data.lines(tmp_path / name)
 
 
 def test_stsb_is_read_without_quoting(root):

@@ -34,7 +34,7 @@ def read_texts(files: Sequence[str | PathLike[str]]) -> list[str]:
             raise TaskError(f"{file}: no such file; give text files (.txt, also packed as .gz or .xz)")
         try:
             found += [line.strip() for line in lines(file) if line.strip()]
-        except (UnicodeDecodeError, EOFError, OSError) as error:
+        except (UnicodeDecodeError, OSError) as error:
             raise TaskError(f"{file} is no UTF-8 text: {error}") from error
     if not found:
         raise TaskError(f"{', '.join(map(str, files)) or 'no file'}: there is no text; give files with some")

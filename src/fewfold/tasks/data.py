@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import lzma
 import os
+import zlib
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fewfold.errors import TaskError
 from fewfold.optional import require
 
 
@@ -49,11 +51,15 @@ def lines(path: str | PathLike[str]) -> list[str]:
 
     :param path: The file.
     :return: Its lines; spaces at either end stay.
+    :raises TaskError: If a packed file cannot be unpacked.
     """
     path = Path(path)
     opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    with opener(path, "rt", encoding="utf-8", newline="\n") as file:
-        return [line.rstrip("\r\n") for line in file]
+    try:
+        with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+            return [line.rstrip("\r\n") for line in file]
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        raise TaskError(f"{path} is no {path.suffix} file, or is damaged: {error}") from error
 
 
 def stsb(split: str = "dev") -> list[SentencePair]:

@@ -76,7 +76,7 @@ def read_files(
     for file in (Path(source_file), Path(target_file)):
         try:
             sides.append(lines(file.expanduser()))
-        except (UnicodeDecodeError, EOFError) as error:
+        except UnicodeDecodeError as error:
             raise TaskError(f"{file} is no UTF-8 text: {error}") from error
     return _checked(sides[0], sides[1], languages, f"{Path(source_file).name}, {Path(target_file).name}")
 
