@@ -116,6 +116,15 @@ def test_generation_goes_on_from_a_state():
     assert torch.equal(on[:, 3:], model.generate(ids, max_new_tokens=4, do_sample=False)[:, 8:])
 
 
+def test_beams_and_samples_go_on_from_a_state():
+    model, ids = make(), ids_of()
+    state = model(ids[:, :5]).state
+    on = model.generate(ids[:, 5:], state=state, max_new_tokens=4, num_beams=3, do_sample=False)
+    assert torch.equal(on[:, 3:], model.generate(ids, max_new_tokens=4, num_beams=3, do_sample=False)[:, 8:])
+    several = model.generate(ids[:, 5:], state=state, max_new_tokens=4, do_sample=True, num_return_sequences=2)
+    assert several.shape == (2 * len(ids), 7)
+
+
 def test_left_padding_does_not_change_what_follows():
     model, ids = make(pad_token_id=0), ids_of(1, 5)
     padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids], 1)

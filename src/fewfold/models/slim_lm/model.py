@@ -166,6 +166,14 @@ class SlimLMForCausalLM(SlimLMPreTrainedModel, GenerationMixin):
             return {**inputs, "input_ids": input_ids, "attention_mask": attention_mask}
         return {**inputs, "input_ids": input_ids[:, -1:]}
 
+    def _expand_inputs_for_generation(self, expand_size: int = 1, *args: Any, **kwargs: Any) -> Any:
+        """A given state, too, stands once for every beam."""
+        if kwargs.get("state") is not None:
+            kwargs["state"] = tuple(
+                tuple(part.repeat_interleave(expand_size, 0) for part in layer) for layer in kwargs["state"]
+            )
+        return super()._expand_inputs_for_generation(expand_size, *args, **kwargs)  # type: ignore[misc]
+
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # there are no keys and values, only the state
