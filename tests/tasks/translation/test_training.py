@@ -93,6 +93,7 @@ def test_a_stopped_run_ends_where_an_uninterrupted_one_does(kind, slim, corpus, 
     for (name, found), expected in zip(model.named_parameters(), whole.named_parameters(), strict=True):
         torch.testing.assert_close(found, expected[1], rtol=0, atol=1e-6, msg=name)
     assert [point["loss"] for point in history.held_out] == pytest.approx([p["loss"] for p in straight.held_out])
+    assert [point["loss"] for point in history.curve] == pytest.approx([p["loss"] for p in straight.curve])
     assert (history.steps, history.tokens) == (7, straight.tokens)
     with pytest.raises(TaskError, match="another model, other data or settings"):
         train_translation(

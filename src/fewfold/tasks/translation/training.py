@@ -62,6 +62,7 @@ def train_translation(
     history = TrainingHistory()
     known = load_state(checkpoints, key, model, run.optimizer) if checkpoints is not None and resume else None
     if known is not None:
+        run.sum, run.count = known.pop("since_the_last_point", (0.0, 0))
         history = TrainingHistory(**known)
     last = min(settings.steps, stop_after or settings.steps)
     saved = time.perf_counter()
@@ -74,7 +75,8 @@ def train_translation(
                 history.held_out.append({"step": step, "seconds": history.seconds, "loss": loss})
             minutes = (time.perf_counter() - saved) / 60
             if checkpoints is not None and (minutes >= settings.checkpoint_minutes or step == last):
-                save_state(checkpoints, key, model, run.optimizer, asdict(history))
+                record = {**asdict(history), "since_the_last_point": (run.sum, run.count)}
+                save_state(checkpoints, key, model, run.optimizer, record)
                 saved = time.perf_counter()
     model.eval()
     round_stored(model)
