@@ -1,10 +1,15 @@
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from fewfold import TaskError
 from fewfold.lm.corpus import word_corpus
 from fewfold.lm.generate import generate
 from fewfold.lm.sizes import slim_size
+from fewfold.lm.texts import encode
 from fewfold.models import SlimLMConfig, SlimLMForCausalLM
 
 
@@ -27,6 +32,18 @@ def test_greedy_text_against_a_loop(prompt, corpus):
     assert written == expected.replace(" <eos> ", "\n").replace("<eos>", "\n")
     assert seconds > 0
     assert model.generation_config.eos_token_id == 1
+
+
+def test_line_ends_of_tokenizers_that_have_one_special_token():
+    backend = Tokenizer(WordLevel({"<|endoftext|>": 0, "a": 1, "b": 2}))
+    backend.pre_tokenizer = WhitespaceSplit()
+    special = dict.fromkeys(("eos_token", "bos_token", "unk_token"), "<|endoftext|>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    assert encode(tokenizer, ["a b", "b"]).unknown == 0  # line ends are no unknown words
+    model = SlimLMForCausalLM(SlimLMConfig(vocab_size=3, hidden_size=4, eos_token_id=0))
+    with torch.no_grad():
+        model.lm_head.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
+    assert generate(model, tokenizer, "a", 3, temperature=0)[0].replace(" ", "") == "a\n\n\n"
 
 
 def test_seeds_decide_and_leave_the_global_state(corpus):

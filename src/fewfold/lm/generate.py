@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from fewfold.lm.texts import line_end
-from fewfold.lm.vocabulary import EOS
+from fewfold.lm.texts import line_end, unknown_word
 
 
 def generate(
@@ -27,7 +26,7 @@ def generate(
     end = line_end(tokenizer)
     ids = [end, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     device = next(model.parameters()).device
-    unknown = tokenizer.unk_token_id
+    unknown = unknown_word(tokenizer)
     config = GenerationConfig(
         max_new_tokens=tokens, do_sample=temperature > 0, temperature=temperature or None, top_k=top_k,
         pad_token_id=end, eos_token_id=None, suppress_tokens=None if unknown is None else [unknown],
@@ -42,5 +41,6 @@ def generate(
         finally:
             model.generation_config = own
         seconds = time.perf_counter() - start
-    written = tokenizer.decode(found[0, 1:]).replace(f" {EOS} ", "\n").replace(EOS, "\n")
+    name = tokenizer.convert_ids_to_tokens(end)
+    written = tokenizer.decode(found[0, 1:]).replace(f" {name} ", "\n").replace(name, "\n")
     return written, seconds / max(1, found.shape[1] - len(ids))

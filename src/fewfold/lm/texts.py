@@ -45,7 +45,7 @@ def read_text(path: str | PathLike[str]) -> list[str]:
         raise TaskError(f"{path}: no such file; give a text file (.txt, also packed as .gz or .xz)")
     try:
         found = lines(path)
-    except (UnicodeDecodeError, EOFError) as error:
+    except UnicodeDecodeError as error:
         raise TaskError(f"{path} is no UTF-8 text: {error}") from error
     if not any(line.strip() for line in found):
         raise TaskError(f"{path} is empty: give a file with text")
@@ -61,6 +61,12 @@ def line_end(tokenizer: Any) -> int:
     if end is None:
         raise TaskError(f"{type(tokenizer).__name__} has no token for a line's end: set its eos_token")
     return int(end)
+
+
+def unknown_word(tokenizer: Any) -> int | None:
+    """Find the token of words that a vocabulary lacks; None without one, or where it is the line's end (as GPT-2's)."""
+    unknown = tokenizer.unk_token_id
+    return None if unknown is None or unknown == line_end(tokenizer) else int(unknown)
 
 
 def encode(tokenizer: Any, text: Sequence[str], name: str = "text") -> Text:
@@ -80,7 +86,8 @@ def encode(tokenizer: Any, text: Sequence[str], name: str = "text") -> Text:
     if not parts:
         raise TaskError(f"{name} is empty: give a text")
     ids = np.concatenate(parts)
-    unknown = 0 if tokenizer.unk_token_id is None else int((ids == tokenizer.unk_token_id).sum())
+    missing = unknown_word(tokenizer)
+    unknown = 0 if missing is None else int((ids == missing).sum())
     return Text(name, ids, sum(len(line.split()) + 1 for line in text), unknown)
 
 
