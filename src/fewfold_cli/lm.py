@@ -68,7 +68,9 @@ def train(
     embedding_dropout: Annotated[float, typer.Option(help="Share of words dropped from a batch.")] = 0.0,
     weight_dropout: Annotated[float, typer.Option(help="Of the recurrent matrices.")] = 0.0,
     variational: Annotated[bool, typer.Option("--variational", help="One dropout mask for all steps.")] = False,
-    loss: Annotated[str, typer.Option(help="full, or for large vocabularies sampled or nce.")] = "full",
+    loss: Annotated[
+        str, typer.Option(help="full, or for large vocabularies sampled or nce (noise by frequency).")
+    ] = "full",
     batch: Annotated[int, typer.Option(help="Streams read side by side.")] = 20,
     bptt: Annotated[int, typer.Option(help="Tokens after which the gradient ends.")] = 35,
     optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
@@ -97,6 +99,7 @@ def train(
     """
     with working(verbose):
         check_output(output, force)
+        from fewfold import TaskError
         from fewfold.lm.config import LMTraining
         from fewfold.lm.run import train_lm
         from fewfold.lm.saving import save_lm
@@ -109,6 +112,10 @@ def train(
             evaluate_steps=evaluate_steps, patience=patience, checkpoint_minutes=checkpoint_minutes, bf16=bf16,
             seed=seed, neighbours=neighbours,
         )  # fmt: skip
+        if tie and slim_output is not None:
+            raise TaskError(
+                "--tie makes one table for input and output: size it by --slim-input, without --slim-output"
+            )
         codes = slim_size(slim_input, positions, seed), slim_size(slim_output, positions, seed + 1)
         corpus = _corpus(text, valid, test, tokenizer, vocab_size, min_count)
         config = SlimLMConfig(
@@ -117,6 +124,7 @@ def train(
             projection_size=projection, tie_word_embeddings=tie, input_codes=codes[0], output_codes=codes[1],
             embedding_dropout=embedding_dropout, input_dropout=dropout, hidden_dropout=dropout, output_dropout=dropout,
             weight_dropout=weight_dropout, variational=variational, loss=loss, eos_token_id=corpus.boundary,
+            loss_noise="unigram" if tokenizer is not None and loss != "full" else "log_uniform",
         )  # fmt: skip
         checkpoints = output.with_name(f"{output.name}.checkpoints")
         trained = train_lm(config, corpus, settings, checkpoints=checkpoints, resume=not fresh, recipe=recipe)

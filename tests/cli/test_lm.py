@@ -114,6 +114,16 @@ def test_another_tokenizer(run, files, encoder, tmp_path):
     assert found["valid"]["word_perplexity"] > 1
 
 
+def test_noise_follows_the_text_where_ids_do_not(run, files, encoder, tmp_path):
+    options = ("--steps", 2, "--loss", "sampled", "--json")
+    words, others = (
+        json.loads(train(run, files, tmp_path / name, *options, *more).out)["model"]
+        for name, more in (("words", ()), ("others", ("--tokenizer", encoder)))
+    )
+    assert words.get("loss_noise", "log_uniform") == "log_uniform"
+    assert others["loss_noise"] == "unigram"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -122,6 +132,7 @@ def test_another_tokenizer(run, files, encoder, tmp_path):
         (["--test", "unseen.txt"], "unseen.txt has 1 words that train.txt lacks ('zebra', …)"),
         (["--slim-output", "ten"], "slim size 'ten'"),
         (["--slim-output", "1/1000"], "words in a pool"),
+        (["--tie", "--slim-output", "1/2"], "size it by --slim-input"),
         (["--positions", 5, "--slim-input", "1/2"], "positions=5"),
         (["--schedule", "cosin"], "schedule='cosin'"),
         (["--cell", "rnn"], "cell='rnn'"),
