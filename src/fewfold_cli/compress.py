@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -10,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from fewfold_cli import texts
-from fewfold_cli.console import AsJson, Force, Verbose, count, megabytes, out, print_json, table, warn, working
+from fewfold_cli.console import AsJson, Force, Fresh, Verbose, count, megabytes, out, print_json, table, warn, working
+from fewfold_cli.distill import show_recovery
 from fewfold_cli.files import check_output, loadable, model_files, tokenizer_of
 
 EXAMPLE = (
@@ -54,6 +57,7 @@ def compress(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens kept of a calibration text.")] = 128,
+    fresh: Fresh = False,
     force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -83,6 +87,8 @@ def compress(
         if recover is not None or steps.recover:
             learning, learned = texts.rows(recover_data) if recover_data else (calibrating, name)
             work = output.with_name(f"{output.name}.checkpoints")
+            if fresh:
+                shutil.rmtree(work, ignore_errors=True)
             recovery = Recovery(learning, texts.excluded(exclude or []), work, learned)
         before = {"parameters": unique_parameters(loaded), "bytes": stored_bytes(loaded)}
         start = time.perf_counter()
@@ -114,6 +120,8 @@ def compress(
             "weight_file_bytes": file_bytes(output),
             **fewfold.summary(loaded).to_dict(),
         }
+        if recovery is not None:
+            result["recovery"] = json.loads((output / "distill.json").read_text(encoding="utf-8"))
         if as_json:
             print_json(result)
         else:
@@ -147,4 +155,6 @@ def _show(result: dict[str, Any], architecture: str) -> None:
         console.print(f"budget {asked['asked']}: limit {asked['limit']:,.6g}, reached {asked['reached']:,.6g}")
     kinds = sorted({(row["method"], row["stored"]) for row in result["rows"]})
     console.print(f"{len(result['rows'])} weights replaced: " + ", ".join(f"{m} in {s}" for m, s in kinds))
+    if "recovery" in result:
+        show_recovery(result["recovery"])
     console.print(f'saved to {result["folder"]}; load it with: import fewfold; fewfold.load("{result["folder"]}")')

@@ -36,6 +36,13 @@ def distill(
             "on last hidden states, sentence vectors or logits."
         ),
     ] = None,
+    local: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="First fit every compressed linear to the dense layer's outputs, in so many steps (20 is usual).",
+        ),
+    ] = 0,
     bf16: Annotated[bool, typer.Option("--bf16", help="Autocast to bfloat16, where the hardware has it.")] = False,
     fresh: Fresh = False,
     force: Force = False,
@@ -55,6 +62,8 @@ def distill(
 
         check_output(output, force, files)
         phases = [phase.changed(bf16=bf16 or phase.bf16) for phase in phases_of(config)]
+        if local:
+            phases[0] = phases[0].changed(local_steps=local)
         rows, name = texts.rows(data)
         held_out = texts.excluded(exclude or [])
         with step("loading"):
@@ -81,6 +90,12 @@ def _show(folder: Path, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(folder), **result})
         return
+    show_recovery(result)
+    out().print(f"saved to {folder}; the curve is {folder / 'distill.png'}")
+
+
+def show_recovery(result: dict[str, Any]) -> None:
+    """What a recovery did, phase by phase; ``result`` as of distill.json."""
     drawn = table(
         f"distilled in {result['minutes']:.1f} min", "phase", "steps", "tokens", "tokens/s", "loss", "ended by"
     )
@@ -93,4 +108,3 @@ def _show(folder: Path, as_json: bool) -> None:
     out().print(drawn)
     if result["data"]["excluded"]:
         err().print(f"{result['data']['excluded']:,} texts left out: they hold evaluation sentences")
-    out().print(f"saved to {folder}; the curve is {folder / 'distill.png'}")

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
 
 NAMED = ("mixed-512", "wiki-512")
-TABLES = (".csv", ".tsv", ".json", ".parquet", ".arrow", ".xlsx")
+TABLES = {".csv": ",", ".tsv": "\t"}  # with a header
+UNREAD = (".json", ".parquet", ".arrow", ".xlsx")
 MANUAL = "python-manual"
 HELP = (
-    "Texts like those the model will see: a file with one a line (.txt, or .jsonl with texts in columns like 'text' "
-    "or 'sentence1' and 'sentence2'; also packed as .gz or .xz), "
+    "Texts like those the model will see: a file with one a line (.txt), or rows with texts in columns like 'text' "
+    "or 'sentence1' and 'sentence2' (.jsonl, or .csv and .tsv with a header); also packed as .gz or .xz; "
     f"'{MANUAL}' (prose of Python's own manual, on every machine), or {' or '.join(NAMED)} from FEWFOLD_DATA."
 )
 STSB = "stsb-dev"
 ROWS_HELP = (
-    "What to learn on: text files with one text a line (.txt, also .gz or .xz), or rows with labels (.jsonl), "
-    "or a name as for calibration. Give it several times for several files."
+    "What to learn on: text files with one text a line (.txt, also .gz or .xz), or rows with labels "
+    "(.jsonl, .csv, .tsv), or a name as for calibration. Give it several times for several files."
 )
 
 
@@ -40,11 +42,11 @@ def calibration_texts(source: str, option: str = "--calibration") -> tuple[list[
         return sentences[:: max(1, len(sentences) // 512)][:512], MANUAL
     path = Path(source).expanduser()
     found = _lines(path, source, option)
-    return (_texts(_objects(found, source, option), source, option) if _is_jsonl(path) else found), path.name
+    return (_texts(_objects(found, source, option), source, option) if _has_rows(path) else found), path.name
 
 
-def _is_jsonl(path: Path) -> bool:
-    return ".jsonl" in path.suffixes
+def _has_rows(path: Path) -> bool:
+    return any(ending in (".jsonl", *TABLES) for ending in path.suffixes)
 
 
 def _lines(path: Path, source: str, option: str) -> list[str]:
@@ -53,11 +55,11 @@ def _lines(path: Path, source: str, option: str) -> list[str]:
 
     if not path.is_file():
         raise CalibrationError(f"{option} {source}: no such file; give a text file, {MANUAL}, {' or '.join(NAMED)}")
-    table = next((ending for ending in path.suffixes if ending.lower() in TABLES), None)
-    if table is not None:  # its header, separators and numbers would be learned as text
+    table = next((ending for ending in path.suffixes if ending.lower() in UNREAD), None)
+    if table is not None:  # it would be learned as text
         raise CalibrationError(
-            f"{option} {source} is a table ({table}), and what is read is text with one a line (.txt) or objects with "
-            "one a line (.jsonl): write it as one of these, as pandas' to_json(orient='records', lines=True) does"
+            f"{option} {source} is a table ({table}), and what is read is text with one a line (.txt), objects with "
+            "one a line (.jsonl), .csv or .tsv: write it as one of these, as pandas' to_csv(index=False) does"
         )
     try:
         found = [line for line in lines(path) if line.strip()]
@@ -83,15 +85,21 @@ def _texts(objects: list[dict[str, Any]], source: str, option: str) -> list[str]
 def rows(sources: list[str]) -> tuple[list[Any], str]:
     """Read what to distil on.
 
-    :param sources: text files, names as of :func:`calibration_texts`, or .jsonl files with an object a line.
+    :param sources: text files, names as of :func:`calibration_texts`, or files of rows (.jsonl, .csv, .tsv).
     :return: texts or dictionaries, and the name that records call them by.
     :raises CalibrationError: if there is no such file or name, or nothing in it.
     """
+    from fewfold import CalibrationError
+
     found: list[Any] = []
     names = []
+    plain = [source for source in sources if not _has_rows(Path(source))]
+    if plain and len(plain) < len(sources):
+        other = next(source for source in sources if source not in plain)
+        raise CalibrationError(f"--data {plain[0]} holds texts and {other} holds rows: give files of one kind")
     for source in sources:
         path = Path(source).expanduser()
-        if _is_jsonl(path):
+        if _has_rows(path):
             found += _objects(_lines(path, source, "--data"), source, "--data")
             names.append(path.name)
         else:
@@ -104,7 +112,15 @@ def rows(sources: list[str]) -> tuple[list[Any], str]:
 def _objects(lines: list[str], source: str, option: str) -> list[dict[str, Any]]:
     from fewfold import CalibrationError
 
-    found = []
+    found: list[dict[str, Any]] = []
+    mark = next((TABLES[ending] for ending in Path(source).suffixes if ending in TABLES), "")
+    if mark:
+        table = csv.DictReader(lines, delimiter=mark, quoting=csv.QUOTE_MINIMAL if mark == "," else csv.QUOTE_NONE)
+        for number, row in enumerate(table, 2):
+            if len(row) > len(table.fieldnames or ()):
+                raise CalibrationError(f"{option} {source}, row {number} has more fields than the header")
+            found.append(dict(row))
+        return found
     for number, line in enumerate(lines, 1):
         try:
             found.append(json.loads(line))

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ from transformers import AutoModel
 
 import fewfold
 from fewfold.checkpoint.config import structure_of
+from fewfold.distill import records
 from fewfold.distill.watch import Watch
 
 
@@ -138,6 +140,34 @@ def test_compress_recovers_in_one_command(run, encoder, texts, tmp_path):
     assert [path.name for path in tmp_path.glob("out*")] == ["out"]
     structure = structure_of(fewfold.load(out))
     assert [record["steps"] for record in structure.provenance["recoveries"]] == [10]
+
+
+def test_compress_says_what_recovery_did_and_starts_anew(run, encoder, texts, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    options = ["-r", "low-rank", "-b", "parameters=1/2 of linears", "-c", texts, "--recover"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "write_history", interrupted)
+        assert run("compress", encoder, tmp_path / "out", *options, "10 steps").code == 130
+    assert list(tmp_path.glob("out.checkpoints/phase-1/checkpoint-*"))
+    other = tmp_path / "other.yaml"
+    other.write_text("hidden: {layers: last}\nsteps: 4\nname: other\n")
+    refused = run("compress", encoder, tmp_path / "out", *options, other)
+    assert refused.code == 1
+    assert "holds checkpoints of a run with other settings" in " ".join(refused.err.split())
+    done = run("compress", encoder, tmp_path / "out", *options, other, "--fresh")
+    assert done.code == 0, done.err
+    assert re.search(r"other +│ +4 +│", done.out)
+
+
+def test_local_recovery_comes_first(run, encoder, small, texts, tmp_path):
+    result = distill(run, encoder, small, texts, tmp_path / "out", "--steps", 2, "--local", 3)
+    assert result.code == 0, result.err
+    phase = json.loads((tmp_path / "out" / "distill.json").read_text())["phases"][0]
+    assert phase["config"]["local_steps"] == 3
+    assert len(phase["local"]) == 12
+    assert sum(phase["local"].values()) > 0
 
 
 def test_a_recipe_recovers_on_texts_of_its_own(run, encoder, texts, tmp_path):

@@ -1,8 +1,10 @@
+import gzip
 import json
 import lzma
 
 import pytest
 
+from fewfold.distill.examples import read_examples
 from fewfold.errors import CalibrationError
 from fewfold_cli.texts import MANUAL, calibration_texts, excluded, rows
 
@@ -27,13 +29,34 @@ def test_unusable_files(tmp_path, content):
         calibration_texts(str(file))
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv.gz", "rows.json", "rows.parquet"])
+@pytest.mark.parametrize("name", ["rows.json", "rows.parquet", "rows.json.gz"])
 def test_tables_are_not_read_as_lines(tmp_path, name):
     file = tmp_path / name
     file.write_text("sentence,label\na cat,1\n")
     for read in (calibration_texts, lambda source: rows([source]), lambda source: excluded([source])):
         with pytest.raises(CalibrationError, match=rf"{name} is a table \(\.[a-z]+\)"):
             read(str(file))
+
+
+def test_tables_are_rows(tmp_path):
+    quoted, tabs = tmp_path / "rows.csv", tmp_path / "rows.tsv.gz"
+    quoted.write_text('sentence,label\n"one, ""two""",1\nthree,0\n')
+    tabs.write_bytes(gzip.compress(b'label\tsentence\n1\tsay "a\n0.5\tb\n'))
+    first = [{"sentence": 'one, "two"', "label": "1"}, {"sentence": "three", "label": "0"}]
+    second = [{"label": "1", "sentence": 'say "a'}, {"label": "0.5", "sentence": "b"}]
+    assert rows([str(quoted), str(tabs)]) == ([*first, *second], "rows.csv, rows.tsv.gz")
+    assert calibration_texts(str(tabs)) == (['say "a', "b"], "rows.tsv.gz")
+    assert read_examples(first + second, True).labels == [1.0, 0.0, 1.0, 0.5]
+    quoted.write_text("sentence,label\na,1\nb,c,2\n")
+    with pytest.raises(CalibrationError, match="row 3 has more fields than the header"):
+        rows([str(quoted)])
+
+
+def test_texts_and_rows_do_not_mix(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "two"}\n')
+    with pytest.raises(CalibrationError, match=r"a\.txt holds texts and .*b\.jsonl holds rows"):
+        rows([str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")])
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@ import copy
 
 import pytest
 import torch
-from distill_models import config, make_student, make_teacher, make_tokenizer, sentences
+from distill_models import Killed, config, kill_at, make_student, make_teacher, make_tokenizer, parameters, sentences
 
 import fewfold
 from fewfold import DistillError, LowRank, SharedFactors
 from fewfold.calibration.inputs import calibration_batches
+from fewfold.distill import local
 from fewfold.distill.local import local_recover
 from fewfold.distill.run import distil
 from fewfold.stored.modules import decode, encode
@@ -37,6 +38,29 @@ def errors(teacher, student, batches, modules):
         name: float(((rows(teacher, batches, name)[1] - rows(student, batches, name)[1]) ** 2).mean())
         for name in modules
     }
+
+
+def test_a_run_begins_with_it(teacher, tmp_path, monkeypatch):
+    """As if it had been called before; a run that was killed goes on without it."""
+    tokenizer = make_tokenizer()
+    start, settings = make_student(teacher, rank=6), config(steps=4, checkpoint_minutes=1e-9)
+    straight = copy.deepcopy(start)
+    gains = {gain.target: gain.gain for gain in local_recover(teacher, straight, TEXTS, tokenizer, steps=7)}
+    distil(teacher, straight, TEXTS, config=settings, tokenizer=tokenizer)
+    live = kill_at(monkeypatch, 3)
+    options = {"config": settings.changed(local_steps=7), "tokenizer": tokenizer, "checkpoints": tmp_path}
+    with pytest.raises(Killed):
+        distil(teacher, copy.deepcopy(start), TEXTS, **options)
+    live()
+    monkeypatch.setattr(local, "local_recover", None)
+    found = copy.deepcopy(start)
+    history = distil(teacher, found, TEXTS, **options).histories[0]
+    assert history.local == pytest.approx(gains, rel=1e-6)
+    assert sum(gains.values()) > 0.1
+    assert float((parameters(found) - parameters(straight)).abs().max()) < 1e-6
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DistillError, match="in one process"):
+        local.Local(settings.changed(local_steps=7), TEXTS, tokenizer).recover(teacher, start)
 
 
 @pytest.mark.parametrize("stored", ["fp32", "int8"])

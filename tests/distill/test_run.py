@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from distill_models import config, make_student, make_teacher, make_tokenizer, sentences
+from distill_models import config, make_student, make_teacher, make_tokenizer, parameters, sentences
 from transformers import BertForSequenceClassification, BertModel, BertTokenizerFast, T5Config, T5Model
 
 import fewfold
@@ -242,6 +242,14 @@ def refused(message, teacher, student, data=None, tokenizer=None, **settings):
             tokenizer=tokenizer or make_tokenizer(),
             **options,
         )
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_a_single_step_is_not_lost(schedule, teacher, tokenizer, texts):
+    student = make_student(teacher)
+    before = parameters(student)
+    distil(teacher, student, texts, config=config(steps=1, schedule=schedule, warmup=0.1), tokenizer=tokenizer)
+    assert float((parameters(student) - before).abs().max()) > 1e-5
 
 
 def test_pairs_that_do_not_fit(teacher):

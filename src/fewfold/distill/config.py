@@ -109,6 +109,10 @@ class DistillConfig(_Strict):
     batch_size: int = Field(32, ge=1, description="texts a step, over all processes and accumulated parts")
     accumulation: int = Field(1, ge=1, description="parts that the batch of a process is run in")
 
+    local_steps: int = Field(
+        0, ge=0, description="before the first step every compressed linear is fitted to the dense layer's outputs, "
+        "one after another, in so many L-BFGS steps (20 is usual); 0: not"
+    )  # fmt: skip
     optimizer: Literal["adamw", "bert_adam"] = "adamw"
     learning_rate: float = Field(3e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)

@@ -18,6 +18,7 @@ class History:
     :param seconds: all time spent, earlier runs of a resumed training included.
     :param training_seconds: time in training steps alone.
     :param stopped: why it ended: ``steps``, ``time``, or ``no gain``.
+    :param local: by layer, what local recovery won before the first step, as of :class:`LocalGain`.
     """
 
     curve: list[dict[str, Any]] = field(default_factory=list)
@@ -27,6 +28,7 @@ class History:
     seconds: float = 0.0
     training_seconds: float = 0.0
     stopped: str = ""
+    local: dict[str, float] = field(default_factory=dict)
 
     @property
     def tokens_a_second(self) -> float:

@@ -6,8 +6,10 @@ block by block, and every fit is a small quadratic problem in float64, whatever 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import torch
@@ -18,12 +20,40 @@ from fewfold.calibration.inputs import calibration_batches
 from fewfold.calibration.statistics import Drift
 from fewfold.calibration.streams import CannotStream, Streams, find_stacks
 from fewfold.checkpoint.config import structure_of
+from fewfold.distill.config import DistillConfig
 from fewfold.errors import DistillError
 from fewfold.fitting import round_leaves
 from fewfold.progress import track
 from fewfold.surgery.targets import Target, find_targets, read_bias, read_weight
 
+TEXTS = 4096  # of a run's texts are drawn
 RIDGE = 0.01  # pull towards the dense weight, as a share of the mean input energy
+
+
+@dataclass(frozen=True)
+class Local:
+    """The local recovery that a phase begins with, if it asks for one."""
+
+    config: DistillConfig
+    texts: Sequence[str]
+    tokenizer: Any
+
+    def recover(self, teacher: Any, student: Any) -> dict[str, float]:
+        """Fit the student's layers; by layer, what was won.
+
+        :raises DistillError: as of :func:`local_recover`, and in several processes.
+        """
+        if not self.config.local_steps:
+            return {}
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise DistillError("local_steps fits layers in one process: run that alone first, or leave it 0")
+        count = min(TEXTS, len(self.texts))
+        texts = Random(self.config.seed).sample(self.texts, count) if count < len(self.texts) else self.texts
+        gains = local_recover(
+            teacher, student, texts, self.tokenizer, steps=self.config.local_steps,
+            max_length=self.config.max_length, seed=self.config.seed,
+        )  # fmt: skip
+        return {gain.target: gain.gain for gain in gains}
 
 
 @dataclass(frozen=True)

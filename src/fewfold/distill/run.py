@@ -15,6 +15,7 @@ from fewfold.distill.checks import check_data, check_models, vocabularies_of
 from fewfold.distill.clock import Clock
 from fewfold.distill.config import DistillConfig
 from fewfold.distill.history import History
+from fewfold.distill.local import Local
 from fewfold.distill.masked import BatchMasking
 from fewfold.distill.objective import Objective
 from fewfold.distill.outcome import Outcome
@@ -77,7 +78,8 @@ def distil(
         tokens = reading.tokens(phase)
         folder = phase_folder(checkpoints, number)
         masking = maskings[number - 1]
-        history = _phase(teacher, student, tokens, phase, started, folder, resume, cache_teacher, masking)
+        fit = Local(phase, reading.examples.texts, getattr(tokenizer, "source", tokenizer))
+        history = _phase(teacher, student, tokens, phase, started, folder, resume, cache_teacher, masking, fit)
         outcome.histories.append(history)
         outcome.phases.append(phase)
         outcome.data = {
@@ -99,6 +101,7 @@ def _phase(
     resume: bool,
     cache: Path | None,
     masking: BatchMasking | None,
+    local: Local,
 ) -> History:
     from fewfold.distill.pupil import Pupil, training
     from fewfold.distill.trainer import DistillTrainer
@@ -118,6 +121,9 @@ def _phase(
     objective.sparse = scored is not None and all(scored.sparse(model, learned) for model in (teacher, student))
     live: Teacher = LiveTeacher(teacher, objective.needs(1))
     with training(teacher, student, config), _folder(checkpoints) as folder:
+        key = run_key(config, learned.fingerprint(), _shapes(student))
+        found = last_checkpoint(folder, key, begun) if resume else None
+        gains = local.recover(teacher, student) if found is None else {}
         # what is sharded is no plain model any more: a copy is, and its numbers come back
         pupil = Pupil(copy.deepcopy(student) if is_sharded() else student, objective, live)
         trainer = DistillTrainer(pupil, learned, config, clock, folder, masking)
@@ -125,10 +131,9 @@ def _phase(
             sentences_only = not config.hidden and config.sentence is not None
             with trainer.args.main_process_first():
                 pupil.teacher = cached_teacher(cache, teacher, objective.needs(1), sentences_only, learned)
-        key = run_key(config, learned.fingerprint(), _shapes(student))
         marks = {"key": key, "work": work_key(config, learned.fingerprint()), "begun": begun}
         watch = Watch(trainer, marks, held_out, live, saves=checkpoints is not None)
-        found = last_checkpoint(folder, key, begun) if resume else None
+        watch.history.local = gains
         if found is not None:
             watch.restore(found[1], found[0])
             if watch.has_stalled or clock.is_over(watch.history.steps):

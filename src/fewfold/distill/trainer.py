@@ -144,8 +144,8 @@ class DistillTrainer(ExactCheckpoints):
         factor, clock = rate_factor(self.config), self.clock
 
         def rate(step: int) -> float:
-            # a rate is set one step ahead; the first step of a warm-up is not lost on a rate of 0
-            return factor(clock.fraction(step)) if step else factor(clock.fraction(1))
+            # a rate is set one step ahead; the first step of a warm-up is not lost on a rate of 0, nor is an only one
+            return factor(clock.fraction(step)) if step else factor(clock.fraction(1)) or factor(clock.fraction(0.5))
 
         self.lr_scheduler = LambdaLR(optimizer or self.create_optimizer(), rate)
         self._created_lr_scheduler = True
