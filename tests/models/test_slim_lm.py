@@ -290,6 +290,25 @@ def test_trainer_trains_resumes_and_evaluates(tmp_path):
         torch.testing.assert_close(resumed.model.get_parameter(name), parameter, atol=1e-6, rtol=0)
 
 
+def test_trainer_gets_logits_where_the_config_asks(tmp_path):
+    rows = ids_of(6, 8)
+    model, seen = make("slim", return_logits=True), []
+
+    def metrics(found):
+        seen.append(found)
+        return {"hits": float((found.predictions[:, :-1].argmax(-1) == found.label_ids[:, 1:]).mean())}
+
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True)
+    data = [{"input_ids": row, "labels": row} for row in rows]
+    found = Trainer(model, arguments, eval_dataset=data, compute_metrics=metrics).evaluate()
+    with torch.no_grad():
+        expected = model(rows).logits
+    torch.testing.assert_close(torch.from_numpy(seen[0].predictions), expected, atol=1e-5, rtol=1e-5)
+    assert found["eval_hits"] == float((expected[:, :-1].argmax(-1) == rows[:, 1:]).float().mean())
+    model.config.return_logits = False
+    assert model(rows, labels=rows).logits is None
+
+
 def test_dropouts_keep_the_mean_and_follow_the_seed():
     from fewfold.models.slim_lm.dropout import sequence_dropout, word_dropout
 

@@ -42,6 +42,8 @@ class SlimLMConfig(PreTrainedConfig):
     :param loss_samples: noise words of a batch.
     :param loss_noise: ``log_uniform`` (word ids fall in frequency) or ``unigram`` (after ``set_word_counts``).
     :param loss_log_normalizer: constant log Z that NCE takes off every logit; log(vocab_size) unless given.
+    :param return_logits: give all logits beside the loss where there are labels, as Trainer's ``compute_metrics`` needs
+        them; a loss alone never holds them all.
     :raises ModelError: naming the value and what is allowed.
     """
 
@@ -74,6 +76,7 @@ class SlimLMConfig(PreTrainedConfig):
         loss_samples: int = 1024,
         loss_noise: str = "log_uniform",
         loss_log_normalizer: float | None = None,
+        return_logits: bool = False,
         use_cache: bool = True,
         pad_token_id: int | None = None,
         bos_token_id: int | None = None,
@@ -90,7 +93,7 @@ class SlimLMConfig(PreTrainedConfig):
         self.initializer_range = initializer_range
         self.loss, self.loss_chunk, self.loss_samples = loss, loss_chunk, loss_samples
         self.loss_noise, self.loss_log_normalizer = loss_noise, loss_log_normalizer
-        self.use_cache = use_cache
+        self.return_logits, self.use_cache = return_logits, use_cache
         self.input_codes, self.output_codes = input_codes, output_codes
         self.tie_word_embeddings = tie_word_embeddings
         self._check()

@@ -74,7 +74,7 @@ class SlimLMForCausalLM(SlimLMPreTrainedModel, GenerationMixin):
         :param shift_labels: ``(batch, length)`` labels that stand where they are predicted already, for streams whose
             last label is the first word of the next piece; in place of ``labels``.
         :param logits_to_keep: only so many last positions' logits (0: all), or their indices.
-        :param return_logits: compute logits although labels were given (default: only without labels).
+        :param return_logits: compute logits although labels were given (default: without labels, or as the config says).
         :param num_items_in_batch: tokens to divide the summed loss by (Trainer's gradient accumulation).
         """
         # not an argument of its own: Trainer would take it for a label that every batch must have
@@ -90,7 +90,7 @@ class SlimLMForCausalLM(SlimLMPreTrainedModel, GenerationMixin):
             wanted: Any = shift_labels if labels is None else labels[:, 1:]
             states = hidden if labels is None else hidden[:, :-1]
             loss = lm_loss(states, wanted, self.lm_head, self._loss_options(), num_items_in_batch)
-        if return_logits or (loss is None and return_logits is None):
+        if (loss is None or self.config.return_logits) if return_logits is None else return_logits:
             kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept])
         output = SlimLMOutput(
