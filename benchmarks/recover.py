@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,12 @@ def finetune(bench: Bench, run: RunRecord) -> None:
             continue
         plan = run.settings["plan"]
         model = bench.fresh() if plan == DENSE else fewfold.load(work(plan, run.settings["minutes"]))
-        result = evaluate(model, task, tokenizer=bench.tokenizer, **settings).to_dict()
+        kept = work(plan, run.settings["minutes"])
+        kept = kept.with_name(f"{kept.name}.{task}.checkpoints")
+        result = evaluate(model, task, tokenizer=bench.tokenizer, checkpoints=kept, **settings).to_dict()
         run.numbers.setdefault("tasks", {})[task] = result
         write_run(run, RUNS)
+        shutil.rmtree(kept)
         print(f"{run.name}, {task}: {result['metrics']}", flush=True)
 
 
