@@ -128,6 +128,8 @@ def run(
 
         sentences = [line.strip() for line in lines(text.expanduser())]
         real = [sentence for sentence in sentences if sentence]
+        if not real:
+            raise fewfold.TaskError(f"{text} holds no sentence: give a file with one a line")
         tokenizer = tokenizer_of(folder)
         if tokenizer is None:
             raise fewfold.TaskError(f"{folder} holds no tokenizer: save it beside the model")

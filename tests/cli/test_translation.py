@@ -41,6 +41,8 @@ def test_trained_judged_and_run(run, root, tmp_path):
     both = json.loads(run("translation", "run", out, tmp_path / "in.txt", "--json").out)
     assert both["sentences"][0] == {"source": "a cat", "target": "eine Katze"}
     assert [one["target"] for one in both["sentences"]] == ["eine Katze", "", "zwei Hunde"]
+    (tmp_path / "in.txt").write_text("\n \n")
+    assert "holds no sentence" in run("translation", "run", out, tmp_path / "in.txt").err
     again = run("translation", "train", out, *options)
     assert again.code == 1
     assert "--force" in again.err

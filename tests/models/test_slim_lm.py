@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArgu
 import fewfold
 from fewfold import CheckpointError, LowRank, ModelError, SubvectorCodes, TargetError
 from fewfold.methods.low_rank.modules import LowRankLinear
-from fewfold.models import SlimEmbedding, SlimLMConfig, SlimLMForCausalLM, SlimSoftmax
+from fewfold.models import SlimCodes, SlimEmbedding, SlimLMConfig, SlimLMForCausalLM, SlimSoftmax
 
 VOCAB = 53
 CODES = {"positions": 4, "ratio": 3}
@@ -288,6 +288,26 @@ def test_trainer_trains_resumes_and_evaluates(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     for name, parameter in whole.model.named_parameters():
         torch.testing.assert_close(resumed.model.get_parameter(name), parameter, atol=1e-6, rtol=0)
+
+
+def test_a_tied_slim_output_follows_another_input():
+    model, ids = make("tied"), ids_of()
+    with torch.no_grad():
+        model.lm_head.bias.uniform_()
+    old = model.get_input_embeddings()
+    fresh = SlimEmbedding(old.num_embeddings, old.embedding_dim, old.codes)
+    model.set_input_embeddings(fresh)
+    with torch.no_grad():
+        hidden = model.model(ids).last_hidden_state
+        table = fresh(torch.arange(VOCAB))
+        torch.testing.assert_close(model(ids).logits, hidden @ table.T + model.lm_head.bias, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ModelError, match="tied to a slim table, Embedding is none"):
+        model.set_input_embeddings(torch.nn.Embedding(VOCAB, old.embedding_dim))
+
+
+def test_codes_are_given_as_a_dict_or_as_such():
+    codes = SlimCodes.sized(VOCAB, 16, 4, ratio=5)
+    assert SlimLMConfig(VOCAB, hidden_size=16, input_codes=codes).input_codes == codes.to_dict()
 
 
 def test_trainer_gets_logits_where_the_config_asks(tmp_path):

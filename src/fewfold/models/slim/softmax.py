@@ -60,6 +60,11 @@ class SlimSoftmax(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
 
     @property
+    def is_tied(self) -> bool:
+        """Whether the table is an embedding's."""
+        return bool(self._tied)
+
+    @property
     def matrix(self) -> CodedMatrix:
         """The coded table, this layer's own or the embedding's that it is tied to."""
         return ready(self._tied[0].coded if self._tied else self.coded)

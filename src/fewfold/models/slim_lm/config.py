@@ -163,6 +163,7 @@ class SlimLMConfig(PreTrainedConfig):
             given = getattr(self, name)
             if given is None:
                 continue
+            given = given.to_dict() if isinstance(given, SlimCodes) else given
             if not isinstance(given, dict):
                 raise ModelError(f"SlimLMConfig({name}={given!r}): a dict such as {{'positions': 8, 'ratio': 10}}")
             try:

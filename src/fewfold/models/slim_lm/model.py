@@ -41,7 +41,17 @@ class SlimLMForCausalLM(SlimLMPreTrainedModel, GenerationMixin):
         return self.model.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Another input table."""
+        """Another input table; a slim output layer that is tied to the old one follows.
+
+        :raises ModelError: if such a layer cannot use it.
+        """
+        head = self.lm_head
+        if isinstance(head, SlimSoftmax) and head.is_tied:
+            if not isinstance(value, SlimEmbedding):
+                raise ModelError(f"the output layer is tied to a slim table, {type(value).__name__} is none: unslim()")
+            self.lm_head = SlimSoftmax(head.in_features, head.out_features, value, head.bias is not None)
+            if head.bias is not None:
+                self.lm_head.bias = head.bias
         self.model.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module:
@@ -74,7 +84,7 @@ class SlimLMForCausalLM(SlimLMPreTrainedModel, GenerationMixin):
         :param shift_labels: ``(batch, length)`` labels that stand where they are predicted already, for streams whose
             last label is the first word of the next piece; in place of ``labels``.
         :param logits_to_keep: only so many last positions' logits (0: all), or their indices.
-        :param return_logits: compute logits although labels were given (default: without labels, or as the config says).
+        :param return_logits: whether to compute logits (default: without labels, or where the config asks for them).
         :param num_items_in_batch: tokens to divide the summed loss by (Trainer's gradient accumulation).
         """
         # not an argument of its own: Trainer would take it for a label that every batch must have
