@@ -94,7 +94,7 @@ def test_batches_are_what_the_tokenizer_gives():
         assert batch[name].tolist() == expected[name].tolist(), name
     assert batch["labels"].tolist() == [4.0, 0.0, 7.0]
     assert batch["index"].tolist() == places
-    assert tokens.batch(places, pad_to=30)["input_ids"].shape == (3, 30)
+    assert tokens.batch(places, lambda longest: 30)["input_ids"].shape == (3, 30)
     part = tokens.part(places)
     for name, tensor in part.batch(range(3)).items():
         assert name == "index" or tensor.tolist() == batch[name].tolist(), name

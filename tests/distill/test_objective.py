@@ -152,7 +152,7 @@ def test_attention_of_a_running_pair(teacher, kind):
 def test_the_published_terms_sum_means_over_a_padded_batch(teacher):
     """As the published code has it: sums over the batch of means over all positions, masked scores as zeros."""
     student, tokens = make_student(teacher), tokenise(Examples(sentences(4, seed=5)), make_tokenizer(), 32)
-    batch = tokens.batch(range(4), pad_to=20)
+    batch = tokens.batch(range(4), lambda longest: 20)
     settings = {
         "hidden": [{"weight": 4}], "attention": [{"weight": 4, "kind": "scores"}], "reduction": "examples",
         "count_padding": True,

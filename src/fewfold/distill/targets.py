@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+Padded = Callable[[int], int]
+
+
+def longest(tokens: int) -> int:
+    """The length of a batch: that of its longest text."""
+    return tokens
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,10 @@ class Targets:
         offsets = np.concatenate([[0], np.cumsum(self.lengths[list(places)])])
         return Targets(np.concatenate(rows), offsets, self.start, self.pad)
 
-    def batch(self, places: Sequence[int], pad_to: int | None = None) -> dict[str, Tensor]:
+    def batch(self, places: Sequence[int], padded: Padded = longest) -> dict[str, Tensor]:
         """Padded ``targets``, and the same moved on by one behind the start token as ``decoder_input_ids``."""
         lengths = self.lengths[list(places)]
-        shape = len(places), max(int(lengths.max()), pad_to or 0)
+        shape = len(places), padded(int(lengths.max()))
         ids, read = torch.full(shape, self.pad), torch.full(shape, self.pad)
         mask = torch.zeros(shape, dtype=torch.long)
         for row, (place, length) in enumerate(zip(places, lengths.tolist(), strict=True)):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fewfold.distill.examples import Examples
-from fewfold.distill.targets import Targets, noisy
+from fewfold.distill.targets import Padded, Targets, longest, noisy
 from fewfold.errors import DistillError
 from fewfold.progress import track
 
@@ -75,13 +75,13 @@ class TokenisedTexts(Dataset):
             np.concatenate([self.ids[row] for row in rows]), types, offsets, labels, self.pad, targets
         )  # fmt: skip
 
-    def batch(self, places: Sequence[int], pad_to: int | None = None) -> dict[str, Tensor]:
+    def batch(self, places: Sequence[int], padded: Padded = longest) -> dict[str, Tensor]:
         """A padded batch of model inputs; ``index`` holds the texts' numbers.
 
-        :param pad_to: pad every batch to this length (None: to its longest text).
+        :param padded: the length of a batch whose longest text has so many tokens.
         """
         lengths = self.lengths[list(places)]
-        shape = len(places), max(int(lengths.max()), pad_to or 0)
+        shape = len(places), padded(int(lengths.max()))
         ids = torch.full(shape, self.pad)
         mask, types = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
         for row, place in enumerate(places):
@@ -95,11 +95,11 @@ class TokenisedTexts(Dataset):
             batch["token_type_ids"] = types
         if self.labels is not None:
             batch["labels"] = torch.from_numpy(self.labels[list(places)])
-        return batch if self.targets is None else batch | self.targets.batch(places, pad_to)
+        return batch if self.targets is None else batch | self.targets.batch(places, padded)
 
-    def collator(self, pad_to: int | None = None) -> Callable[[Sequence[int]], dict[str, Tensor]]:
+    def collator(self, padded: Padded) -> Callable[[Sequence[int]], dict[str, Tensor]]:
         """What makes a batch of items."""
-        return lambda places: self.batch(places, pad_to)
+        return lambda places: self.batch(places, padded)
 
 
 def tokenise(

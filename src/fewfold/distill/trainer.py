@@ -30,6 +30,7 @@ from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.measure.inputs import clipped_length
 from fewfold.training.arguments import one_device
 from fewfold.training.exact import ExactCheckpoints
+from fewfold.training.lengths import even_length
 from fewfold.training.rounding import RoundedSteps
 from fewfold.training.sharded import is_sharded, load_optimizer, optimizer_state, whole
 
@@ -80,7 +81,7 @@ class DistillTrainer(ExactCheckpoints):
             self.tokens.sizes, config.batch_size, args.max_steps, config.seed, config.accumulation,
             args.process_index, args.world_size,
         )  # fmt: skip
-        return DataLoader(self.tokens, batch_sampler=batches, collate_fn=self.tokens.collator(self.padded_length))
+        return DataLoader(self.tokens, batch_sampler=batches, collate_fn=self.tokens.collator(self.padded))
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, None]:
         """The parts of one step; counts them, over all processes, and looks at the clock."""
@@ -177,7 +178,7 @@ class DistillTrainer(ExactCheckpoints):
         """The weighted losses over texts that are not trained on, as if they were one batch."""
         self.model.eval()
         order = sorted(range(len(tokens)), key=lambda place: int(tokens.sizes[place]))
-        collate = tokens.collator(self.padded_length)
+        collate = tokens.collator(self.padded)
         batches = [collate(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
         if self.masking is not None:
             batches = [self.masking(batch, HELD_OUT) for batch in batches]
@@ -191,11 +192,10 @@ class DistillTrainer(ExactCheckpoints):
                     found[name] = found.get(name, 0.0) + float(loss)
         return found
 
-    @property
-    def padded_length(self) -> int | None:
-        """The length that every batch is padded to where padding counts."""
+    def padded(self, longest: int) -> int:
+        """The length of a batch; where padding counts, always the same."""
         limit = clipped_length(self.model.student.config, self.config.max_length)
-        return limit if self.config.count_padding else None
+        return limit if self.config.count_padding else even_length(longest, self.config.bf16, limit)
 
     @property
     def criterion(self) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -55,8 +55,13 @@ def accepted_inputs(model: nn.Module) -> set[str]:
 class Padding:
     """Pads rows on the right to the longest among them, as tensors; Trainer takes it as its collator."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Take what fills the gaps from the tokenizer; one without a padding token fills with its end token."""
+    def __init__(self, tokenizer: Any, padded: Callable[[int], int] | None = None) -> None:
+        """Take what fills the gaps from the tokenizer; one without a padding token fills with its end token.
+
+        :param tokenizer: The model's.
+        :param padded: The length of a batch whose longest row has so many tokens; None: as long.
+        """
+        self.padded = padded
         self.filler = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -66,6 +71,7 @@ class Padding:
         :return: Tensors `(rows, tokens)`, labels `(rows,)`.
         """
         longest = max(len(row["input_ids"]) for row in rows)
+        longest = longest if self.padded is None else self.padded(longest)
         batch = {name: torch.tensor([row[name] for row in rows]) for name in _LABELS if name in rows[0]}
         for name in (name for name in rows[0] if name not in _LABELS):
             filler = self.filler if name == "input_ids" else 0

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from fewfold.errors import TaskError
+from fewfold.measure.inputs import clipped_length
 from fewfold.progress import track
 from fewfold.tasks.batches import Padding, Row
 from fewfold.training.exact import ExactCheckpoints
+from fewfold.training.lengths import STRIDE, even_length
 from fewfold.training.rounding import RoundedSteps, Rounding
 
 STATE = "fine_tuning.json"
@@ -43,7 +45,12 @@ class Tuner(ExactCheckpoints):
         self.seconds = 0.0  # of what a run did before
         self.shuffled = ""  # torch's random numbers at the begin of the epoch: they order its rows
         self.count = len(rows)
-        super().__init__(model=model, args=args, train_dataset=list(rows), data_collator=Padding(tokenizer))  # type: ignore[arg-type]
+
+        def padded(longest: int) -> int:
+            return even_length(longest, settings.bf16, clipped_length(model.config, longest + STRIDE))
+
+        padding = Padding(tokenizer, padded)
+        super().__init__(model=model, args=args, train_dataset=list(rows), data_collator=padding)  # type: ignore[arg-type]
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         for callback in (_Progress(), RoundedSteps(rounding), _Watch(self, minutes)):
