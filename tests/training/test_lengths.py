@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
 from fewfold import LowRank, compress
@@ -9,19 +10,25 @@ from fewfold.distill.run import distil
 from fewfold.distill.trainer import DistillTrainer
 from fewfold.tasks import FineTuning, fine_tune
 from fewfold.tasks.tuner import Tuner
-from fewfold.training.lengths import even_length
+from fewfold.training import lengths
+from fewfold.training.lengths import even_length, length_stride
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat"]
 POSITIONS = 22
 
 
 @pytest.mark.parametrize(
-    ("longest", "bf16", "limit", "length"),
-    [(1, True, None, 8), (8, True, None, 8), (9, True, None, 16), (9, False, None, 9), (9, True, 12, 12),
-     (17, True, 16, 17)],
-)  # fmt: skip
-def test_lengths(longest, bf16, limit, length):
-    assert even_length(longest, bf16, limit) == length
+    ("longest", "stride", "limit", "length"),
+    [(1, 8, None, 8), (8, 8, None, 8), (9, 8, None, 16), (9, 1, None, 9), (9, 8, 12, 12), (17, 8, 16, 17)],
+)
+def test_lengths(longest, stride, limit, length):
+    assert even_length(longest, stride, limit) == length
+
+
+def test_models_of_many_shapes_in_bfloat16_have_a_stride():
+    alike = nn.Sequential(*(nn.Linear(8, 8) for _ in range(30)))
+    various = nn.Sequential(*(nn.Linear(8, 4 + place) for place in range(30)))
+    assert [length_stride(model, bf16) for model in (alike, various) for bf16 in (False, True)] == [1, 1, 1, 8]
 
 
 def model_of(kind):
@@ -50,6 +57,7 @@ def seen_by(monkeypatch, trainer):
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_trainings_pad_to_them(bf16, tokenizer, monkeypatch):
+    monkeypatch.setattr(lengths, "SHAPES", 3)
     texts = [" ".join(["cat"] * count) for count in (3, 12, 18, 40)]  # 5, 14, 20 and, cut, 22 tokens
     expected = [(1, 8), (1, 16), (1, 22), (1, 22)] if bf16 else [(1, 5), (1, 14), (1, 20), (1, 22)]
     teacher, student = model_of(BertModel), compress(model_of(BertModel), LowRank(rank=4, weighting="none"))

@@ -30,7 +30,7 @@ from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.measure.inputs import clipped_length
 from fewfold.training.arguments import one_device
 from fewfold.training.exact import ExactCheckpoints
-from fewfold.training.lengths import even_length
+from fewfold.training.lengths import even_length, length_stride
 from fewfold.training.rounding import RoundedSteps
 from fewfold.training.sharded import is_sharded, load_optimizer, optimizer_state, whole
 
@@ -57,6 +57,7 @@ class DistillTrainer(ExactCheckpoints):
         self.config, self.tokens, self.clock, self.masking = config, tokens, clock, masking
         self.totals: dict[str, float] = {}
         self.parts = 1
+        self.stride = length_stride(pupil.student, config.bf16)
         self.step_losses: dict[str, Tensor] = {}
         super().__init__(pupil, training_arguments(config, clock, folder), train_dataset=tokens)
         check_parts(config.batch_size, config.accumulation, self.args.world_size)
@@ -195,7 +196,7 @@ class DistillTrainer(ExactCheckpoints):
     def padded(self, longest: int) -> int:
         """The length of a batch; where padding counts, always the same."""
         limit = clipped_length(self.model.student.config, self.config.max_length)
-        return limit if self.config.count_padding else even_length(longest, self.config.bf16, limit)
+        return limit if self.config.count_padding else even_length(longest, self.stride, limit)
 
     @property
     def criterion(self) -> Any:

@@ -19,7 +19,7 @@ from fewfold.measure.inputs import clipped_length
 from fewfold.progress import track
 from fewfold.tasks.batches import Padding, Row
 from fewfold.training.exact import ExactCheckpoints
-from fewfold.training.lengths import STRIDE, even_length
+from fewfold.training.lengths import even_length, length_stride
 from fewfold.training.rounding import RoundedSteps, Rounding
 
 STATE = "fine_tuning.json"
@@ -45,9 +45,10 @@ class Tuner(ExactCheckpoints):
         self.seconds = 0.0  # of what a run did before
         self.shuffled = ""  # torch's random numbers at the begin of the epoch: they order its rows
         self.count = len(rows)
+        stride = length_stride(model, settings.bf16)
 
         def padded(longest: int) -> int:
-            return even_length(longest, settings.bf16, clipped_length(model.config, longest + STRIDE))
+            return even_length(longest, stride, clipped_length(model.config, longest + stride))
 
         padding = Padding(tokenizer, padded)
         super().__init__(model=model, args=args, train_dataset=list(rows), data_collator=padding)  # type: ignore[arg-type]
