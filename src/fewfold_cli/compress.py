@@ -53,7 +53,7 @@ def compress(
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(help=f"Evaluation sentences to keep out of recovery: a text file, or '{texts.STSB}'."),
+        typer.Option(help=f"Evaluation sentences to keep out of recovery: a text file, or {texts.EVALUATED}."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens kept of a calibration text.")] = 128,

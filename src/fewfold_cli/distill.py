@@ -27,7 +27,7 @@ def distill(
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of everything.")] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(help=f"Evaluation sentences to keep out: a text file, or '{texts.STSB}'. Give several for more."),
+        typer.Option(help=f"Evaluation sentences to keep out: text files, or {texts.EVALUATED}."),
     ] = None,
     cache_teacher: Annotated[
         Path | None,

@@ -16,7 +16,8 @@ HELP = (
     "or 'sentence1' and 'sentence2' (.jsonl, or .csv and .tsv with a header); also packed as .gz or .xz; "
     f"'{MANUAL}' (prose of Python's own manual, on every machine), or {' or '.join(NAMED)} from FEWFOLD_DATA."
 )
-STSB = "stsb-dev"
+DEV = "-dev"
+EVALUATED = "stsb-dev, sst2-dev, … squad-dev (what `fewfold evaluate` judges on)"
 ROWS_HELP = (
     "What to learn on: text files with one text a line (.txt, also .gz or .xz), or rows with labels "
     "(.jsonl, .csv, .tsv), or a name as for calibration. Give it several times for several files."
@@ -132,10 +133,21 @@ def _objects(lines: list[str], source: str, option: str) -> list[dict[str, Any]]
 
 
 def excluded(sources: list[str]) -> list[str]:
-    """Read evaluation sentences: files as of :func:`calibration_texts`, or those of STS-B's dev split."""
-    from fewfold.tasks.data import distinct_sentences, stsb
-
+    """Read evaluation sentences: files as of :func:`calibration_texts`, or a task's by the name ``TASK-dev``."""
     found: list[str] = []
     for source in sources:
-        found += distinct_sentences(stsb("dev")) if source == STSB else calibration_texts(source, "--exclude")[0]
+        task = source.removesuffix(DEV) if source.endswith(DEV) and not Path(source).exists() else ""
+        found += _judged_on(task) or calibration_texts(source, "--exclude")[0]
     return found
+
+
+def _judged_on(task: str) -> list[str]:
+    """All sentences that a task judges on, each once; none where there is no such task."""
+    from fewfold.tasks.glue import GLUE, read_glue
+    from fewfold.tasks.squad import read_squad
+
+    if task == "squad":
+        return list(dict.fromkeys(question.question for question in read_squad("dev").questions))
+    splits = [read_glue(task, split) for split in GLUE[task].dev] if task in GLUE else []
+    texts = (text for split in splits for one in split.examples for text in (one.first, one.second) if text)
+    return list(dict.fromkeys(texts))

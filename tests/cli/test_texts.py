@@ -52,6 +52,19 @@ def test_tables_are_rows(tmp_path):
         rows([str(quoted)])
 
 
+def test_what_tasks_judge_on_is_excluded_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEWFOLD_DATA", str(tmp_path))
+    for name, content in {
+        "sst2/dev.tsv": "sentence\tlabel\na cat\t1\na dog\t0\na cat\t0\n",
+        "rte/dev.tsv": "index\tsentence1\tsentence2\tlabel\n0\tone\ttwo\tentailment\n1\ttwo\tthree\tnot_entailment\n",
+    }.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(content)
+    assert excluded(["sst2-dev", "rte-dev"]) == ["a cat", "a dog", "one", "two", "three"]
+    with pytest.raises(CalibrationError, match="other-dev: no such file"):
+        excluded(["other-dev"])
+
+
 def test_texts_and_rows_do_not_mix(tmp_path):
     (tmp_path / "a.txt").write_text("one\n")
     (tmp_path / "b.jsonl").write_text('{"text": "two"}\n')
