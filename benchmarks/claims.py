@@ -148,7 +148,7 @@ CLAIMS = [
     ),
     Claim(
         SLIM, "perplexity near the dense model's at a tenth of the numbers",
-        "slim_lm_words", with_our_codes("slim 1/10's perplexity", "slim 1/10 by neighbours, over dense"),
+        "slim_lm_words", with_our_codes("slim 1/10's perplexity", "slim 1/10 by neighbours, over dense, 16 a word"),
     ),
     Claim(
         SLIM, "an input layer with a fiftieth of its numbers costs nothing",

@@ -172,6 +172,8 @@ def test_choices_in_the_text_are_what_was_measured(words, choice):
         ("the same by neighbours", "slim 1/10, by neighbours"),
         ("by neighbours, 16 sub-vectors a word", "slim 1/10, by neighbours, 16 a word"),
         ("a dense model so narrow that it has those bytes", "dense, bytes of slim 1/10"),
+        ("the narrow one, its tables begun at the same vectors", "dense, bytes of slim 1/10, begun at neighbours"),
+        ("dense, its tables begun at them", "dense, begun at neighbours"),
         ("slim input alone, 1/50, random codes", "slim input 1/50"),
         ("slim input alone, 1/50, by neighbours", "slim input 1/50, by neighbours"),
         ("slim input and output, 1/50, random codes", "slim 1/50"),
