@@ -117,9 +117,7 @@ class GatherSum:
         """
         if self._users is None:
             with torch.inference_mode(False):
-                rows = self.flat.argsort(stable=True).div(self.shape[1], rounding_mode="floor").to(torch.int32)
-                counts = torch.bincount(self.flat, minlength=self.size)
-                self._users = (rows, F.pad(counts.cumsum(0), (1, 0)).to(torch.int32))
+                self._users = users_of(self.flat, self.shape[1], self.size)
         rows, offsets = self._users
         return F.embedding_bag(rows, values, offsets, mode="sum", include_last_offset=True)
 
@@ -157,6 +155,16 @@ class GatherSum:
                 shape = (self.shape[0], self.size)
                 self._ones = torch.sparse_csr_tensor(self.offsets, self.flat, ones, shape, check_invariants=False)
         return self._ones
+
+
+def users_of(flat: Tensor, count: int, size: int) -> tuple[Tensor, Tensor]:
+    """Who chose which row: the choosers of every row one behind the other, and where each row's begin, int32.
+
+    :param flat: ``(choosers · count,)``: chosen rows, ``count`` a chooser.
+    :param size: rows to choose from.
+    """
+    rows = flat.argsort(stable=True).div(count, rounding_mode="floor").to(torch.int32)
+    return rows, F.pad(torch.bincount(flat, minlength=size).cumsum(0), (1, 0)).to(torch.int32)
 
 
 def gather_sum(indices: Tensor, values: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewfold.linalg.chosen_rows import ChosenRows
 from fewfold.linalg.gather_sum import GatherSum, gather_sum, partial_products
 from fewfold.stored.coded_rows import resize_codes
 from fewfold.stored.coded_state import RANK, CodedState
@@ -47,7 +48,7 @@ class CodedMatrix(CodedState):
         self.rows, self.columns, self.stages = rows, columns, tuple(stages)
         self.stored = stored or StoredDtype()
         self._borrowed = borrowed  # in a tuple: their owner registers them
-        self._sums: tuple[Any, list[GatherSum]] | None = None
+        self._sums: tuple[Any, dict[Any, Any]] | None = None
         self.codebooks = nn.ModuleDict()
         for index, stage in enumerate(self.stages):
             leaf = borrowed[index]
@@ -94,7 +95,7 @@ class CodedMatrix(CodedState):
         """The dense ``(rows, columns)``, with or without the rows' factors."""
         total: Tensor | None = None
         for index, stage in enumerate(self.stages):
-            part = self.words(index, self.codes(index))
+            part = self._all_words(index)
             if stage.rows is not None:
                 part = F.embedding(self._place(stage), F.pad(part, (0, 0, 0, 1)))
             total = part if total is None else total + part
@@ -207,6 +208,17 @@ class CodedMatrix(CodedState):
         """``(…, positions)`` codes to ``(…, columns)``."""
         return F.embedding(self._numbered(index, codes), self._book(index)).flatten(-2)[..., : self.columns]
 
+    def _all_words(self, index: int) -> Tensor:
+        """The words of a stage's codes, ``(covered rows, columns)``."""
+        book = self._book(index)
+        learns = book.requires_grad and torch.is_grad_enabled() and book.device.type == "cpu"
+        if not learns or torch.compiler.is_compiling() or type(book) not in (Tensor, nn.Parameter):
+            return self.words(index, self.codes(index))
+        chosen: ChosenRows = self._plan(
+            index, lambda: ChosenRows(self._numbered(index, self.codes(index)), book.shape[0])
+        )
+        return chosen(book).flatten(-2)[..., : self.columns]
+
     def _place(self, stage: StageSpec) -> Tensor:
         """Where each row stands among a stage's codes; rows outside of it stand right behind the last."""
         return self.order().long().clamp(max=stage.covered(self.rows))
@@ -239,12 +251,19 @@ class CodedMatrix(CodedState):
         return self._planned(groups)[0]
 
     def _planned(self, groups: list[list[int]]) -> list[GatherSum]:
-        """What is summed, kept for as long as no code changes."""
+        """What is summed."""
+        sizes = [sum(self.positions(i) * self.stages[i].words for i in group) for group in groups]
+        return self._plan(  # type: ignore[no-any-return]
+            "sums", lambda: [GatherSum(self._indices(group), size) for group, size in zip(groups, sizes, strict=True)]
+        )
+
+    def _plan(self, name: Any, make: Callable[[], Any]) -> Any:
+        """What follows from the codes alone, kept for as long as none of them changes."""
         held = [self._buffers[f"codes_{index}"] for index in range(len(self.stages))]
         key = tuple((id(t), t.data_ptr(), None if t.is_inference() else t._version) for t in held if t is not None)
         kept = self._sums  # looked at once: another thread may forget it at any time
         if kept is None or kept[0] != key:
-            sizes = [sum(self.positions(i) * self.stages[i].words for i in group) for group in groups]
-            plans = [GatherSum(self._indices(group), size) for group, size in zip(groups, sizes, strict=True)]
-            kept = self._sums = (key, plans)
-        return kept[1]
+            kept = self._sums = (key, {})
+        if name not in kept[1]:
+            kept[1][name] = make()
+        return kept[1][name]
