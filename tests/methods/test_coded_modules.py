@@ -141,7 +141,7 @@ def test_resident_memory_is_codes_and_words():
         logits = table.attend(torch.randn(2, 64))
     assert logits.shape == (2, 30000)
     assert table._rebuilt is None
-    (plan,) = table.coded._sums[1]
+    (plan,) = table.coded._sums[1]["sums"]
     kept = sum(t.numel() * t.element_size() for t in (plan.flat, plan.offsets))
     assert kept == 30000 * 4 * 4 + 30001 * 4
     assert held + kept < 30000 * 64 * 4 / 5
