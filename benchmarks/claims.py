@@ -86,8 +86,8 @@ def with_our_codes(published: str, ours: str) -> Callable[[dict[str, Any]], Verd
         if not there[published]:
             return better, f"{ours_verdict}, with our codes; random ones are not run yet"
         measured, verdict = reached(published)(result)
-        if verdict != HOLDS and ours_verdict == HOLDS:
-            verdict = "holds with our codes, not with random ones"
+        if verdict != HOLDS and ours_verdict != FAILS:
+            verdict = f"{ours_verdict.removesuffix(' at this scale')} with our codes, not with random ones"
         return f"{measured}; {better}", verdict
 
     return judge

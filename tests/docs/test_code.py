@@ -177,6 +177,7 @@ def test_choices_in_the_text_are_what_was_measured(words, choice):
         ("slim input alone, 1/50, random codes", "slim input 1/50"),
         ("slim input alone, 1/50, by neighbours", "slim input 1/50, by neighbours"),
         ("slim input and output, 1/50, random codes", "slim 1/50"),
+        ("both by neighbours, 1/50", "slim 1/50, by neighbours"),
         ("a dense model so narrow that it has these bytes", "dense, bytes of slim 1/50"),
         (
             "the dense model, coded into the bytes of slim 1/10, in a minute or two",
@@ -194,9 +195,11 @@ def test_perplexities_in_the_text_are_what_was_measured(words, row):
 
 def test_bleu_in_the_text_is_what_was_measured():
     rows = json.loads((RESULTS / "translation.json").read_text(encoding="utf-8"))["rows"]
-    dense, slim = (rows[f"lstm, {made}"][0]["greedy"]["value"] for made in ("dense", "slim, by neighbours"))
-    text = " ".join((DOCS / "methods/slim_lm.md").read_text(encoding="utf-8").split())
-    assert f"the dense one's BLEU: {slim:.1f} against {dense:.1f}, greedy" in text
+    text = (DOCS / "methods/slim_lm.md").read_text(encoding="utf-8")
+    for kind in ("lstm", "transformer"):
+        found = [rows.get(f"{kind}, {made}") for made in ("dense", "slim, by neighbours", "slim")]
+        cells = " ".join("|" if runs is None else f"{runs[0]['greedy']['value']:.1f} |" for runs in found)
+        assert f"| {'LSTM' if kind == 'lstm' else kind} | {cells}" in text
 
 
 @pytest.mark.parametrize(
