@@ -19,7 +19,7 @@ def test_a_decoder_reads_what_it_has_written():
     for row, ids in enumerate(wanted):
         assert batch["decoder_input_ids"][row, : len(ids)].tolist() == [7, *ids[:-1]]
     assert batch["input_ids"][0].tolist() == tokenizer(texts[1])["input_ids"]
-    padded = tokenise(examples, tokenizer, 32, start=7).batch([0], pad_to=20)
+    padded = tokenise(examples, tokenizer, 32, start=7).batch([0], lambda longest: 20)
     assert padded["input_ids"].shape == padded["targets"].shape == padded["decoder_input_ids"].shape == (1, 20)
 
 
