@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,12 @@ def calibration_texts(source: str, option: str = "--calibration") -> tuple[list[
 
 
 def _has_rows(path: Path) -> bool:
-    return any(ending in (".jsonl", *TABLES) for ending in path.suffixes)
+    return _ending(path, (".jsonl", *TABLES)) is not None
+
+
+def _ending(path: Path, kinds: Iterable[str]) -> str | None:
+    """Which of some kinds a file's name speaks of, packed or not."""
+    return next((ending.lower() for ending in path.suffixes if ending.lower() in kinds), None)
 
 
 def _lines(path: Path, source: str, option: str) -> list[str]:
@@ -56,7 +62,7 @@ def _lines(path: Path, source: str, option: str) -> list[str]:
 
     if not path.is_file():
         raise CalibrationError(f"{option} {source}: no such file; give a text file, {MANUAL}, {' or '.join(NAMED)}")
-    table = next((ending for ending in path.suffixes if ending.lower() in UNREAD), None)
+    table = _ending(path, UNREAD)
     if table is not None:  # it would be learned as text
         raise CalibrationError(
             f"{option} {source} is a table ({table}), and what is read is text with one a line (.txt), objects with "
@@ -114,8 +120,9 @@ def _objects(lines: list[str], source: str, option: str) -> list[dict[str, Any]]
     from fewfold import CalibrationError
 
     found: list[dict[str, Any]] = []
-    mark = next((TABLES[ending] for ending in Path(source).suffixes if ending in TABLES), "")
+    mark = TABLES.get(_ending(Path(source), TABLES) or "", "")
     if mark:
+        lines = [lines[0].removeprefix("\ufeff"), *lines[1:]]  # as spreadsheets write it
         table = csv.DictReader(lines, delimiter=mark, quoting=csv.QUOTE_MINIMAL if mark == "," else csv.QUOTE_NONE)
         for number, row in enumerate(table, 2):
             if len(row) > len(table.fieldnames or ()):

@@ -47,6 +47,9 @@ def test_tables_are_rows(tmp_path):
     assert rows([str(quoted), str(tabs)]) == ([*first, *second], "rows.csv, rows.tsv.gz")
     assert calibration_texts(str(tabs)) == (['say "a', "b"], "rows.tsv.gz")
     assert read_examples(first + second, True).labels == [1.0, 0.0, 1.0, 0.5]
+    spread = tmp_path / "SHEET.CSV"
+    spread.write_text("\ufeffsentence,label\nthree,0\n")
+    assert rows([str(spread)])[0] == first[1:]
     quoted.write_text("sentence,label\na,1\nb,c,2\n")
     with pytest.raises(CalibrationError, match="row 3 has more fields than the header"):
         rows([str(quoted)])

@@ -66,3 +66,33 @@ def test_an_assembled_matrix_learns_through_it(shared, monkeypatch):
     with torch.no_grad():
         matrix.matrix()
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_codebook_is_asked_for_once(learns, monkeypatch):
+    """It may have to be decoded, or called."""
+    matrix = CodedMatrix(9, 8, [StageSpec(width=4, words=5)])
+    matrix.reset_parameters(1.0)
+    asked, book = [], CodedMatrix._book
+    monkeypatch.setattr(CodedMatrix, "_book", lambda self, index: asked.append(index) or book(self, index))
+    with torch.set_grad_enabled(learns):
+        matrix.matrix()
+    assert asked == [0]
+
+
+def test_tracing_while_it_learns():
+    matrix = CodedMatrix(9, 8, [StageSpec(width=4, words=5)])
+    matrix.reset_parameters(1.0)
+
+    class Linear(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.matrix = matrix
+
+        def forward(self, states):
+            return F.linear(states, self.matrix.matrix())
+
+    states = torch.randn(3, 8)
+    traced = torch.jit.trace(Linear(), states)
+    torch.testing.assert_close(traced(states), F.linear(states, matrix.matrix()))
+    assert not any("_Choose" in node.kind() for node in traced.graph.nodes())

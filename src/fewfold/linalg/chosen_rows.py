@@ -15,7 +15,7 @@ class ChosenRows:
     """Rows of a table, the same choice at every call.
 
     It holds its choice as int32, and as much again who chose which row once there was a gradient: torch's own gradient
-    adds the rows one after another, and takes 15 to 30 times as long on a CPU.
+    adds the rows one after another, which takes many times as long on a CPU.
 
     :param numbers: of rows, any shape.
     :param size: rows of the table.

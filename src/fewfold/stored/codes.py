@@ -206,14 +206,18 @@ class CodedMatrix(CodedState):
 
     def words(self, index: int, codes: Tensor) -> Tensor:
         """``(…, positions)`` codes to ``(…, columns)``."""
-        return F.embedding(self._numbered(index, codes), self._book(index)).flatten(-2)[..., : self.columns]
+        return self._looked_up(index, codes, self._book(index))
+
+    def _looked_up(self, index: int, codes: Tensor, book: Tensor) -> Tensor:
+        return F.embedding(self._numbered(index, codes), book).flatten(-2)[..., : self.columns]
 
     def _all_words(self, index: int) -> Tensor:
         """The words of a stage's codes, ``(covered rows, columns)``."""
         book = self._book(index)
         learns = book.requires_grad and torch.is_grad_enabled() and book.device.type == "cpu"
-        if not learns or torch.compiler.is_compiling() or type(book) not in (Tensor, nn.Parameter):
-            return self.words(index, self.codes(index))
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if not learns or traced or type(book) not in (Tensor, nn.Parameter):
+            return self._looked_up(index, self.codes(index), book)
         chosen: ChosenRows = self._plan(
             index, lambda: ChosenRows(self._numbered(index, self.codes(index)), book.shape[0])
         )

@@ -150,7 +150,8 @@ def _train_and_judge(
         if trained.config.pad_token_id is None:  # classifiers of causal models look for the last real token
             trained.config.pad_token_id = Padding(tokenizer).filler
         rows, examples = work.training_rows(trained, finetune.limit)
-        place = None if runs_kept is None else runs_kept.place(seed, run_key(trained, rows, finetune, seed))
+        key = None if runs_kept is None else run_key(trained, rows, finetune, seed)
+        place = None if runs_kept is None or key is None else runs_kept.place(seed, key)
         found = None if place is None else KeptRuns.found(place)
         if found is not None:
             described = found[1]
@@ -158,7 +159,7 @@ def _train_and_judge(
             continue
         training = fine_tune(
             trained, tokenizer, rows, finetune, seed, examples,
-            None if place is None else place / "checkpoints", checkpoint_minutes,
+            None if place is None else place / "checkpoints", checkpoint_minutes, key,
         )  # fmt: skip
         described = {**describe(trained), "head": "kept" if kept else "fresh"}
         runs.append(Run(seed, training, work.judge(trained, batch_size, resamples)))

@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -94,6 +95,7 @@ def fine_tune(
     examples: int | None = None,
     checkpoints: str | PathLike[str] | None = None,
     checkpoint_minutes: float = 5.0,
+    key: str | None = None,
 ) -> Training:
     """Train all parameters of a model that may train, in place.
 
@@ -108,6 +110,7 @@ def fine_tune(
     :param checkpoints: A folder of this run alone: a run that was killed goes on from there, to the same numbers. It
         stays, with the end of the run, for you to remove.
     :param checkpoint_minutes: Between two checkpoints.
+    :param key: What `run_key` says of this run, where that is known.
     :return: What was done.
     :raises TaskError: If there is no row, the loss is no number (every tenth step looks), or the checkpoints are
         those of another run.
@@ -119,12 +122,22 @@ def fine_tune(
     from fewfold.tasks.tuner import Tuner
     from fewfold.training.rounding import Rounding
 
+    if key is None:
+        key = "" if checkpoints is None else run_key(model, rows, settings, seed)
     unpack(model)
     rounding = Rounding(model)
-    key, minutes = ("", None) if checkpoints is None else (run_key(model, rows, settings, seed), checkpoint_minutes)
     with _folder(checkpoints) as folder:
         arguments = _arguments(str(folder), len(rows), settings, seed)
-        tuner = Tuner(model, arguments, rows, tokenizer, settings, rounding, key, minutes)
+        tuner = Tuner(
+            model,
+            arguments,
+            rows,
+            tokenizer,
+            settings,
+            rounding,
+            key,
+            None if checkpoints is None else checkpoint_minutes,
+        )
         try:
             with quick_on_processors(settings.bf16), forward_restored(model):
                 steps = tuner.run()
@@ -147,7 +160,8 @@ def run_key(model: nn.Module, rows: Sequence[Row], settings: FineTuning, seed: i
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     for row in rows:
-        digest.update(repr(sorted(row.items())).encode())
+        for name, value in sorted(row.items()):
+            digest.update(name.encode() + np.asarray(value).tobytes())
     return digest.hexdigest()
 
 

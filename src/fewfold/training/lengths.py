@@ -13,7 +13,7 @@ def length_stride(model: nn.Module, bf16: bool) -> int:
 
     On CPUs oneDNN generates code for every shape of a product in bfloat16 and keeps the last 1,024. A dense model has
     a handful of shapes; one whose layers have each a rank of their own has that many times the lengths, and never
-    stops generating (a low-rank MiniLM trains 1.6 times faster on multiples of 8). fp32 has no such code.
+    stops generating. fp32 has no such code.
     """
     shapes = {parameter.shape for parameter in model.parameters() if parameter.dim() == 2}
     return STRIDE if bf16 and len(shapes) > SHAPES else 1
