@@ -48,7 +48,7 @@ class SlimLMForCausalLM(SlimLMPreTrainedModel, GenerationMixin):
         head = self.lm_head
         if isinstance(head, SlimSoftmax) and head.is_tied:
             if not isinstance(value, SlimEmbedding):
-                raise ModelError(f"the output layer is tied to a slim table, {type(value).__name__} is none: call unslim()")
+                raise ModelError(f"the output is tied to a slim table, {type(value).__name__} is none: call unslim()")
             self.lm_head = SlimSoftmax(head.in_features, head.out_features, value, head.bias is not None)
             if head.bias is not None:
                 self.lm_head.bias = head.bias
