@@ -45,6 +45,9 @@ def evaluate(
     ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the training examples.")] = 3,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate; 2e-5 to 5e-5 is usual.")] = 3e-5,
+    rates: Annotated[
+        str, typer.Option(help="equal, or by_size: factors and sub-vectors take larger steps than weights.")
+    ] = "equal",
     batch: Annotated[int, typer.Option(min=1, help="Examples a training step.")] = 32,
     bf16: Annotated[bool, typer.Option("--bf16", help="Train in bfloat16.")] = False,
     max_length: Annotated[
@@ -112,7 +115,7 @@ def evaluate(
             else:
                 if output is not None and finetune:
                     checkpoints = output.with_name(f"{output.name}.checkpoints")
-                settings = tasks.FineTuning(learning_rate, epochs, batch, bf16=bf16, limit=limit)
+                settings = tasks.FineTuning(learning_rate, epochs, batch, bf16=bf16, limit=limit, rates=rates)
                 found = tasks.evaluate(
                     model, task, tokenizer=tokenizer, finetune=settings if finetune else None, seeds=range(seeds),
                     max_length=max_length, stride=128 if stride is None else stride, eval_limit=eval_limit,

@@ -146,6 +146,25 @@ def test_sentence_vectors():
     close(losses.sentence_cosine(*vectors), 1 - np.mean(cosines))
 
 
+def test_similarities_to_anchors():
+    student, teacher, anchors = rand(3, 4), rand(3, 4, seed=1), rand(6, 4, seed=2)
+    anchors[2] = teacher[1] * 5  # the second text is an anchor itself
+    units = [v / np.linalg.norm(v, axis=-1, keepdims=True) for v in map(numpy, (student, teacher, anchors))]
+    divergences = []
+    for row in range(3):
+        others = [place for place in range(6) if (row, place) != (1, 2)]
+        q, p = (softmax(units[2][others] @ units[side][row] / 0.3) for side in (0, 1))
+        divergences.append((p * np.log(p / q)).sum())
+    given = torch.nn.functional.normalize(anchors, dim=-1)
+    close(losses.anchor_kl(student, teacher, given, 0.3), np.mean(divergences))
+    with torch.autocast("cpu", torch.bfloat16):  # cosines differ by less than bfloat16 tells apart
+        close(losses.anchor_kl(student, teacher, given, 0.3), np.mean(divergences))
+    vector = teacher[1:2].clone().requires_grad_()
+    losses.anchor_kl(vector, teacher[1:2], given).backward()
+    assert vector.grad is not None
+    assert vector.grad.isfinite().all()
+
+
 def test_labels():
     logits, classes = rand(3, 5), torch.tensor([1.0, 4.0, 0.0])
     p = softmax(numpy(logits))

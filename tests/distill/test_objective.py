@@ -19,8 +19,10 @@ def batch_of(count=4):
     return tokenise(Examples(sentences(count, seed=5)), make_tokenizer(), 32).batch(range(count))
 
 
-def losses_of(settings, teacher, student, batch=None, shares=None):
+def losses_of(settings, teacher, student, batch=None, shares=None, tokens=None):
     objective = Objective(config(**settings), student, teacher)
+    if tokens is not None:
+        objective.prepare(teacher, tokens)
     batch = batch if batch is not None else batch_of()
     with torch.no_grad():
         outputs = run(student, batch, objective.needs(0)), run(teacher, batch, objective.needs(1))
@@ -69,6 +71,41 @@ def test_a_projection_maps_widths():
     expected = ((mapped - states(teacher, batch)[2]) ** 2).mean()
     assert float(found["hidden_last"]) == pytest.approx(expected, rel=1e-5)
     assert 0 < float(found["sentence"]) < 2
+
+
+@pytest.mark.parametrize("count", [3, 99])
+def test_anchors_are_texts_evenly_spaced_in_the_data(teacher, count):
+    student, texts = make_student(teacher, rank=1), sentences(7, seed=5)
+    tokens = tokenise(Examples(texts), make_tokenizer(), 32)
+
+    def vectors(model, places):
+        found = [states(model, tokens.batch([place]))[2].mean(0) for place in places]
+        return np.array([vector / np.linalg.norm(vector) for vector in found])
+
+    anchors = vectors(teacher, [0, 3, 6] if count == 3 else range(7))
+    settings = {"hidden": [], "anchors": {"weight": 2.0, "count": count, "temperature": 0.2}}
+    (found,) = losses_of(settings, teacher, student, tokens.batch([1, 3]), tokens=tokens).values()
+    divergences = []
+    for own, wanted in zip(vectors(student, [1, 3]), vectors(teacher, [1, 3]), strict=True):
+        others = anchors[anchors @ wanted < 0.999]  # the fourth text is an anchor itself
+        assert len(others) < len(anchors) or count == 3
+        q, p = (np.exp(others @ vector / 0.2) for vector in (own, wanted))
+        q, p = q / q.sum(), p / p.sum()
+        divergences.append((p * np.log(p / q)).sum())
+    assert float(found) == pytest.approx(2 * np.mean(divergences), rel=1e-3)
+    assert float(found) > 1e-3
+
+
+def test_anchors_of_masked_language_models_are_whole_texts():
+    """Their logits are asked of hidden tokens alone, and anchors hide none."""
+    teacher = make_teacher(BertForMaskedLM)
+    student, tokens = make_student(teacher), tokenise(Examples(sentences(6, seed=5)), make_tokenizer(), 32)
+    objective = Objective(config(hidden=[], logits={}, anchors={}, masking=0.3), student, teacher)
+    objective.sparse = True
+    objective.prepare(teacher, tokens)
+    expected = Objective(config(hidden=[], anchors={}), teacher.bert, teacher.bert)
+    expected.prepare(teacher.bert, tokens)
+    torch.testing.assert_close(objective.anchors, expected.anchors)
 
 
 def eager_attention(model, batch):
@@ -208,16 +245,16 @@ def test_parts_weighed_by_their_shares_make_the_whole(reduction):
     tokens = tokenise(Examples(sentences(6, seed=5)), make_tokenizer(), 32)
     settings = {
         "hidden": [{"layers": "all"}], "attention": [{"kind": "scores"}], "sentence": {}, "logits": {},
-        "reduction": reduction,
+        "anchors": {"count": 4}, "reduction": reduction,
     }  # fmt: skip
-    whole = losses_of(settings, teacher, student, tokens.batch(range(6)))
+    whole = losses_of(settings, teacher, student, tokens.batch(range(6)), tokens=tokens)
     objective = Objective(config(**settings), student, teacher)
     parts = [tokens.batch([0, 1]), tokens.batch([2, 3, 4, 5])]
     counts = [objective.counts(part) for part in parts]
     total = dict.fromkeys(whole, 0.0)
     for part, count in zip(parts, counts, strict=True):
         shares = {name: value / sum(other[name] for other in counts) for name, value in count.items()}
-        for name, loss in losses_of(settings, teacher, student, part, shares).items():
+        for name, loss in losses_of(settings, teacher, student, part, shares, tokens).items():
             total[name] += float(loss)
     for name, loss in whole.items():
         assert total[name] == pytest.approx(float(loss), rel=1e-4), name

@@ -24,6 +24,8 @@ SETTINGS = {
     "hidden": [{"layers": "all", "kind": "relative"}],
     "attention": [{"kind": "scores"}],
     "sentence": {},
+    "anchors": {"count": 16},
+    "rates": "by_size",
     "epsilon": 1e-4,  # else Adam blows rounding errors up where gradients vanish
     "validation": 8,
     "checkpoint_minutes": 1e-9,

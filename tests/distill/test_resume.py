@@ -18,7 +18,10 @@ from fewfold.distill.run import distil
 def test_a_killed_run_ends_where_an_uninterrupted_one_ends(
     stored, accumulation, teacher, tokenizer, texts, tmp_path, monkeypatch
 ):
-    settings = config(steps=9, accumulation=accumulation, checkpoint_minutes=1e-9, validation=8, patience=50)
+    settings = config(
+        steps=9, accumulation=accumulation, anchors={"count": 8}, rates="by_size", checkpoint_minutes=1e-9,
+        validation=8, patience=50,
+    )  # fmt: skip
     start = make_student(teacher, stored)
     straight = copy.deepcopy(start)
     whole = distil(teacher, straight, texts, config=settings, tokenizer=tokenizer)

@@ -18,6 +18,7 @@ from fewfold.distill.trainer import DistillTrainer
 from fewfold.distill.watch import Watch
 from fewfold.store import stores_of
 from fewfold.stored import pack
+from fewfold.training.rates import rate_factors
 from fewfold.training.sharded import exact_state
 
 
@@ -77,6 +78,27 @@ def test_a_step_follows_the_gradient_of_the_whole_batch(teacher, tokenizer, text
         assert losses(history) == pytest.approx([loss.item()], rel=1e-5)
         for (name, found), expected in zip(student.named_parameters(), by_hand.parameters(), strict=True):
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_larger_numbers_take_as_much_larger_steps(teacher, tokenizer, texts):
+    start = make_student(teacher)
+    with torch.no_grad():  # the same weight out of unequal factors
+        start.encoder.layer[0].output.dense.up.weight.mul_(4)
+        start.encoder.layer[0].output.dense.down.weight.div_(4)
+    taken = []
+    for rates in ("equal", "by_size"):
+        student = copy.deepcopy(start)
+        # far from where Adam's step is the gradient's sign, so that its size is seen
+        settings = config(steps=1, warmup=0, schedule="constant", epsilon=1e-4, rates=rates, learning_rate=1e-4)
+        history = distil(teacher, student, texts[:8], config=settings, tokenizer=tokenizer).histories[0]
+        assert history.curve[0]["learning_rate"] == 1e-4
+        before = dict(start.named_parameters())
+        taken.append({name: (p - before[name]).detach() for name, p in student.named_parameters()})
+    factors = rate_factors(start)
+    assert factors["encoder.layer.0.output.dense.up.weight"] > 4 * factors["encoder.layer.1.output.dense.up.weight"] / 3
+    for name, step in taken[0].items():
+        torch.testing.assert_close(taken[1][name], step * factors.get(name, 1.0), rtol=2e-2, atol=2e-6, msg=name)
+    assert len(set(factors.values())) > 3
 
 
 def test_a_classifier_learns_from_its_teachers_answers(classifier, tokenizer, texts):

@@ -31,7 +31,7 @@ STACKS = ("encoder", "decoder")
 TERMS = {
     "hidden": [{"layers": "all", "kind": "relative"}, {"layers": "last", "stack": "decoder", "weight": 0.5}],
     "attention": [{"layers": "all"}, {"stack": "cross"}, {"stack": "cross", "kind": "scores"}],
-    "sentence": {}, "logits": {"temperature": 2.0}, "labels": {"weight": 0.5},
+    "sentence": {}, "anchors": {"count": 3}, "logits": {"temperature": 2.0}, "labels": {"weight": 0.5},
 }  # fmt: skip
 
 
@@ -46,6 +46,7 @@ def tokens_of(count=5):
 
 def losses_of(settings, teacher, student, batch, shares=None):
     objective = Objective(config(**settings), student, teacher)
+    objective.prepare(teacher, tokens_of())
     with torch.no_grad():
         outputs = run(student, batch, objective.needs(0)), run(teacher, batch, objective.needs(1))
         found = objective(*outputs, batch, shares or {})
@@ -111,6 +112,13 @@ def expected(student, teacher, tokens, reduction):
     found["attention_cross_probabilities"] = mean([divergences(a["cross"], b["cross"]) for a, b in pairs], reduction)
     vectors = [(a["encoder"][-1].mean(0), b["encoder"][-1].mean(0)) for a, b in pairs]
     found["sentence"] = np.mean([1 - s @ t / np.linalg.norm(s) / np.linalg.norm(t) for s, t in vectors])
+    units = [[vector / np.linalg.norm(vector) for vector in pair] for pair in vectors]
+    anchors, divergence = np.array([units[place][1] for place in (0, 2, 4)]), []
+    for own, wanted in units:
+        others = anchors[anchors @ wanted < 0.999]
+        q, p = softmax(others @ own / 0.1), softmax(others @ wanted / 0.1)
+        divergence.append((p * np.log(p / q)).sum())
+    found["anchors"] = np.mean(divergence)
     kl, gold = [], []
     for a, b in pairs:
         q, p = softmax(a["logits"] / 2), softmax(b["logits"] / 2)
@@ -169,7 +177,7 @@ def test_what_stands_in_padding_changes_nothing(name):
     batch["decoder_input_ids"][0, 1] = 17
     changed = losses_of(TERMS, teacher, student, batch)
     assert {loss for loss in before if abs(changed[loss] - before[loss]) < 1e-6} == {
-        "hidden_all_encoder", "attention_encoder_probabilities", "sentence",
+        "hidden_all_encoder", "attention_encoder_probabilities", "sentence", "anchors",
     }  # fmt: skip
 
 

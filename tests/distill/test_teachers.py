@@ -23,18 +23,25 @@ def calls(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("terms", [{"hidden": [{}]}, {"hidden": [], "sentence": {}}, {"hidden": [{}], "sentence": {}}])
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"hidden": [{}]}, {"hidden": [], "sentence": {}}, {"hidden": [{}], "sentence": {}},
+        {"hidden": [], "anchors": {"count": 5}},
+    ],
+)  # fmt: skip
 def test_a_cached_teacher_teaches_the_same(terms, teacher, tokenizer, texts, tmp_path, calls):
     settings = config(steps=12, epsilon=1e-4, **terms)
     live = distil(teacher, make_student(teacher), texts, config=settings, tokenizer=tokenizer).histories[0]
-    assert sum(calls) == 12 * 8
+    anchors = 5 if "anchors" in terms else 0
+    assert sum(calls) == 12 * 8 + anchors
     for expected in (96, 0):  # the second run finds what the first has written
         calls.clear()
         student = make_student(teacher)
         cached = distil(
             teacher, student, texts, config=settings, tokenizer=tokenizer, cache_teacher=tmp_path
         ).histories[0]
-        assert sum(calls) == expected
+        assert sum(calls) == expected + anchors
         found = [point["loss"] for point in cached.curve]
         assert found == pytest.approx([point["loss"] for point in live.curve], rel=0.02)
     (array,) = tmp_path.glob("*/*.npy")

@@ -14,6 +14,7 @@ from fewfold.tasks.batches import Padding, by_length, text_rows, token_total
 from fewfold.tasks.glue import Example
 from fewfold.tasks.predict import class_logits
 from fewfold.tasks.tuner import Tuner
+from fewfold.training.rates import rate_factors
 
 
 @pytest.fixture
@@ -68,16 +69,18 @@ def test_predictions_come_in_the_order_of_the_rows(tokenizer, body, examples):
 
 def plain_loop(model, batch, settings, steps):
     """AdamW with linear warm-up and decay, all examples in every step."""
-    decayed = [p for n, p in model.named_parameters() if p.dim() > 1]
-    others = [p for n, p in model.named_parameters() if p.dim() == 1]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    factors = rate_factors(model) if settings.rates == "by_size" else {}
+    groups = [
+        {"params": [p], "weight_decay": settings.weight_decay if p.dim() > 1 else 0.0, "factor": factors.get(name, 1.0)}
+        for name, p in model.named_parameters()
+    ]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
     warm, losses, grids = round(settings.warmup * steps), [], few_bit_grids(model)
     model.train()
     for step in range(steps):
         rate = step / warm if step < warm else (steps - step) / (steps - warm)
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * rate
+            group["lr"] = settings.learning_rate * rate * group["factor"]
         loss = torch.nn.functional.cross_entropy(
             torch.func.functional_call(
                 model,
@@ -112,14 +115,16 @@ def straight_through(weight, scales):
     return weight + (rounded - weight).detach()
 
 
-@pytest.mark.parametrize("stored", [None, "fp32", "int3"])
-def test_training_equals_a_plain_loop(stored, tokenizer, body, examples):
+@pytest.mark.parametrize(
+    ("stored", "rates"), [(None, "equal"), ("fp32", "equal"), ("fp32", "by_size"), ("int3", "equal")]
+)
+def test_training_equals_a_plain_loop(stored, rates, tokenizer, body, examples):
     if stored is not None:
         fewfold.compress(body, LowRank(targets="linears", rank=8, weighting="none", stored_dtype=stored))
     model = with_head(body, 2)
     rows = text_rows(model, tokenizer, examples, 32)
     rate = 2e-2 if stored == "int3" else 1e-3  # from one point of a grid to the next
-    settings = FineTuning(learning_rate=rate, epochs=5, batch_size=24, warmup=0.4, weight_decay=0.1)
+    settings = FineTuning(learning_rate=rate, epochs=5, batch_size=24, warmup=0.4, weight_decay=0.1, rates=rates)
     reference = copy.deepcopy(model)
     start = {name: parameter.clone() for name, parameter in model.named_parameters()}
     loss = plain_loop(reference, Padding(tokenizer)(rows), settings, steps=5)
@@ -177,6 +182,7 @@ def test_the_seed_decides(tokenizer, make_body, examples):
         ({"batch_size": 0}, "batch_size=0"),
         ({"warmup": 1.0}, "warmup=1.0"),
         ({"limit": 0}, "limit=0"),
+        ({"rates": "large"}, "rates='large'.*equal, by_size"),
     ],
 )
 def test_settings_that_make_no_sense(changes, message):
@@ -219,7 +225,7 @@ def test_a_killed_training_goes_on_to_the_same_numbers(stored, dies, tokenizer, 
             fewfold.compress(model, LowRank(targets="linears", rank=8, weighting="none", stored_dtype=stored))
         return model
 
-    settings = FineTuning(learning_rate=2e-2, epochs=3, batch_size=5)
+    settings = FineTuning(learning_rate=2e-2, epochs=3, batch_size=5, rates="by_size" if stored else "equal")
     rows = text_rows(fresh(), tokenizer, examples, 32)
     whole = fresh()
     expected = fine_tune(whole, tokenizer, rows, settings, seed=3)

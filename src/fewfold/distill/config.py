@@ -72,6 +72,14 @@ class WeightedTerm(_Strict):
     weight: float = Field(1.0, gt=0)
 
 
+class AnchorsTerm(_Strict):
+    """Nearness of what a text is like: its similarities to some of the texts, which stand still."""
+
+    weight: float = Field(1.0, gt=0)
+    count: int = Field(1024, ge=2, description="of the texts trained on, how many are anchors")
+    temperature: float = Field(0.1, gt=0, description="of the softmax over cosines; the lower, the nearer ones count")
+
+
 class DistillConfig(_Strict):
     """One phase of distillation.
 
@@ -85,6 +93,10 @@ class DistillConfig(_Strict):
     sentence: WeightedTerm | None = Field(
         None, description="1 − cosine of mean-pooled last hidden states (of an encoder–decoder: the encoder's)"
     )
+    anchors: AnchorsTerm | None = Field(
+        None, description="KL divergence between the teacher's and the student's softmax over cosines of a text to "
+        "anchors, all mean-pooled as for `sentence`; the anchors' vectors are the teacher's",
+    )  # fmt: skip
     labels: WeightedTerm | None = Field(
         None, description="cross-entropy with labels or target tokens, squared error with scores"
     )
@@ -115,6 +127,10 @@ class DistillConfig(_Strict):
     )  # fmt: skip
     optimizer: Literal["adamw", "bert_adam"] = "adamw"
     learning_rate: float = Field(3e-4, gt=0)
+    rates: Literal["equal", "by_size"] = Field(
+        "equal", description="one learning rate, or larger ones for tensors of larger numbers than weights have: "
+        "factors, sub-vectors"
+    )  # fmt: skip
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0, description="of all but biases and norms")
@@ -146,8 +162,8 @@ class DistillConfig(_Strict):
 
     @model_validator(mode="after")
     def _teaches(self) -> DistillConfig:
-        if not (self.hidden or self.attention or self.logits or self.sentence or self.labels):
-            raise ValueError("no loss: give at least one of hidden, logits, attention, sentence, labels")
+        if not (self.hidden or self.attention or self.logits or self.of_vectors or self.labels):
+            raise ValueError("no loss: give at least one of hidden, logits, attention, sentence, anchors, labels")
         if self.masking is not None and self.reduction == "examples" and (self.logits or self.labels):
             raise ValueError("masking counts masked tokens alike: take reduction='tokens'")
         if self.patience is not None and not self.validation:
@@ -155,6 +171,11 @@ class DistillConfig(_Strict):
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation={self.accumulation} does not divide batch_size={self.batch_size}")
         return self
+
+    @property
+    def of_vectors(self) -> bool:
+        """Whether a loss is about the vectors of whole texts."""
+        return self.sentence is not None or self.anchors is not None
 
     def changed(self, **values: Any) -> DistillConfig:
         """A checked copy with other values.

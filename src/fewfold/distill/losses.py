@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 Reduction = Literal["tokens", "examples"]
 IGNORED = -100  # targets that count for nothing
+SAME = 0.999  # a cosine above which two texts are one
 
 
 def masked_mean(values: Tensor, mask: Tensor, reduction: Reduction = "tokens") -> Tensor:
@@ -125,6 +126,26 @@ def mean_pooled(hidden_states: Tensor, mask: Tensor) -> Tensor:
 def sentence_cosine(student: Tensor, teacher: Tensor) -> Tensor:
     """``1 − cosine`` of sentence vectors ``(batch, width)``, mean over the batch."""
     return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean()
+
+
+def anchor_kl(student: Tensor, teacher: Tensor, anchors: Tensor, temperature: float = 0.1) -> Tensor:
+    """``KL(softmax(cos(teacher, anchors) / T) ‖ softmax(cos(student, anchors) / T))``, mean over the batch.
+
+    The loss of SEED (Fang et al., ICLR 2021), with anchors that stand still in place of its queue.
+    An anchor that is the text itself counts for nothing.
+
+    :param student: vectors of texts, ``(batch, width)``.
+    :param teacher: the same shape.
+    :param anchors: unit vectors, ``(anchors, width)``.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        known = F.normalize(teacher.float(), dim=-1) @ anchors.T
+        own = F.normalize(student.float(), dim=-1) @ anchors.T
+    itself, never = known > SAME, torch.finfo(torch.float32).min
+    log_student = F.log_softmax((own / temperature).masked_fill(itself, never), -1)
+    log_teacher = F.log_softmax((known / temperature).masked_fill(itself, never), -1)
+    terms = log_teacher.exp() * (log_teacher - log_student)
+    return terms.masked_fill(itself, 0.0).sum(-1).mean()
 
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -10,23 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from fewfold.distill import losses
+from fewfold.distill.anchors import anchor_vectors
 from fewfold.distill.config import AttentionTerm, DistillConfig, HiddenTerm
 from fewfold.distill.masked import HIDDEN
 from fewfold.distill.outputs import Needs, Outputs
 from fewfold.distill.stacks import Pairs, Stack, chosen, stacks_of, width_of
+from fewfold.distill.tokens import TokenisedTexts
 from fewfold.errors import DistillError
 
 Counts = dict[str, float]
 
 
 class Objective(nn.Module):
-    """Losses by name; owns the learned projections where widths differ.
+    """Losses by name; owns the learned projections where widths differ, and the anchors once it is prepared.
 
     :param config: what to learn.
     :param student: its config tells layers and width.
     :param teacher: as ``student``.
     :raises DistillError: if a layer does not exist, or widths differ and nothing maps them.
     """
+
+    anchors: Tensor | None
 
     def __init__(self, config: DistillConfig, student: Any, teacher: Any) -> None:
         super().__init__()
@@ -43,16 +47,22 @@ class Objective(nn.Module):
             for term in config.attention for stack in chosen(self.stacks, term.stack)
         ]  # fmt: skip
         widths = width_of(student), width_of(teacher)
+        self.register_buffer("anchors", None, persistent=False)
         self.projections = nn.ModuleDict()
-        if widths[0] != widths[1] and (config.hidden or config.sentence):
+        if widths[0] != widths[1] and (config.hidden or config.of_vectors):
             if not config.projection:
                 raise DistillError(
                     f"the student's hidden size is {widths[0]} and the teacher's {widths[1]}: set projection=True to "
                     "learn a map between them, or learn from logits or attention alone"
                 )
             states = {(stack.name, own) for _, stack, pairs in self.hidden for own, _ in pairs}
-            states |= {(self.stacks[0].name, self.stacks[0].depths[0])} if config.sentence else set()
+            states |= {(self.stacks[0].name, self.stacks[0].depths[0])} if config.of_vectors else set()
             self.projections.update({_key(name, layer): nn.Linear(*widths) for name, layer in sorted(states)})
+
+    def prepare(self, teacher: Any, tokens: TokenisedTexts) -> None:
+        """Find out what the losses need to know of the texts before training: the anchors' vectors."""
+        if self.config.anchors is not None:
+            self.anchors = anchor_vectors(teacher, self.stacks[0], tokens, self.config.anchors.count)
 
     def needs(self, side: int) -> Needs:
         """What the losses ask of the student (0) or the teacher (1)."""
@@ -64,7 +74,7 @@ class Objective(nn.Module):
 
     def _needs(self, stack: Stack, side: int) -> Needs:
         layers = {pair[side] for _, own, pairs in self.hidden if own is stack for pair in pairs}
-        last = bool(layers) or (self.config.sentence is not None and stack is self.stacks[0])
+        last = bool(layers) or (self.config.of_vectors and stack is self.stacks[0])
         terms = [(term, pairs) for term, own, pairs in self.attention if own is stack and term.stack != "cross"]
         attention = tuple(sorted({pair[side] for _, pairs in terms for pair in pairs}))
         return Needs(last, bool(layers - {stack.depths[side]}), attention=attention)
@@ -112,13 +122,14 @@ class Objective(nn.Module):
             for own, other in pairs:
                 value, kind = self._heads(head_term, stack, student, teacher, own, other, batch)
                 add(f"{label}_{head_term.kind}", head_term.weight / len(pairs), kind, value)
-        if config.sentence is not None:
-            first = self.stacks[0]
-            mask, wanted = self._mask(batch, first), teacher.sentence
-            vectors = losses.mean_pooled(self._own(student, first, first.depths[0]), mask)
-            if wanted is None:
-                wanted = losses.mean_pooled(first.state(teacher, first.depths[1], 1), mask)
-            add("sentence", config.sentence.weight, "examples", losses.sentence_cosine(vectors, wanted))
+        if config.of_vectors:
+            own_vectors, vectors = self._vectors(student, teacher, batch)
+            if config.sentence is not None:
+                add("sentence", config.sentence.weight, "examples", losses.sentence_cosine(own_vectors, vectors))
+            if config.anchors is not None:
+                assert self.anchors is not None, "prepare() was not called"
+                value = losses.anchor_kl(own_vectors, vectors, self.anchors, config.anchors.temperature)
+                add("anchors", config.anchors.weight, "examples", value)
         if config.logits is not None:
             value, kind = self._logits(_given(student.logits, "student"), _given(teacher.logits, "teacher"), batch)
             add("logits", config.logits.weight, kind, value)
@@ -134,6 +145,15 @@ class Objective(nn.Module):
     def _own(self, student: Outputs, stack: Stack, layer: int) -> Tensor:
         state, key = stack.state(student, layer, 0), _key(stack.name, layer)
         return self.projections[key](state) if key in self.projections else state
+
+    def _vectors(self, student: Outputs, teacher: Outputs, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of whole texts: the student's, as wide as the teacher's, and the teacher's."""
+        first = self.stacks[0]
+        mask, wanted = self._mask(batch, first), teacher.sentence
+        own = losses.mean_pooled(self._own(student, first, first.depths[0]), mask)
+        if wanted is None:
+            wanted = losses.mean_pooled(first.state(teacher, first.depths[1], 1), mask)
+        return own, wanted
 
     def _logits(self, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, str]:
         term, reduction = self.config.logits, self.config.reduction

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewfold.distill.config import (
+    AnchorsTerm,
     AttentionTerm,
     DistillConfig,
     HiddenTerm,
@@ -35,13 +36,13 @@ TASKS = {
 
 
 def general() -> list[DistillConfig]:
-    """Ours, for unlabelled text: last and all hidden states, relative to the teacher's; no dropout."""
+    """Ours, for unlabelled text: hidden states, relative to the teacher's, and what texts are like; no dropout."""
     hidden = [HiddenTerm(layers="last", kind="relative"), HiddenTerm(layers="all", kind="relative")]
     return [
         DistillConfig(
-            hidden=hidden, batch_size=32, learning_rate=3e-4, warmup=0.1, schedule="cosine", pieces=True,
-            freeze_tables=True,
-            name="general", source="ours: last and all hidden states",
+            hidden=hidden, sentence=WeightedTerm(), anchors=AnchorsTerm(), batch_size=32, learning_rate=5e-4,
+            rates="by_size", warmup=0.1, schedule="cosine", pieces=True, freeze_tables=True,
+            name="general", source="ours: last and all hidden states, texts' vectors and their similarities",
         )
     ]  # fmt: skip
 

@@ -31,6 +31,7 @@ from fewfold.measure.environment import environment
 from fewfold.optional import require
 from fewfold.stored import unpack
 from fewfold.training.processor import quick_on_processors
+from fewfold.training.rates import rate_factors
 from fewfold.training.sharded import exact_state, is_sharded, load_exact
 
 
@@ -111,6 +112,7 @@ def _phase(
     clock = Clock(planned_steps(config, len(learned)), config.minutes, started)
     check_data(learned, config, clock.steps)
     objective = Objective(config, student, teacher)
+    objective.prepare(teacher, learned)
     objective.to(next(student.parameters()).device)
     first = learned.batch(list(range(min(TEXTS, len(learned)))))
     begun = {
@@ -122,13 +124,14 @@ def _phase(
     live: Teacher = LiveTeacher(teacher, objective.needs(1))
     with training(teacher, student, config), _folder(checkpoints) as folder:
         key = run_key(config, learned.fingerprint(), _shapes(student))
+        rates = rate_factors(student) if config.rates == "by_size" else {}  # before anything has changed it
         found = last_checkpoint(folder, key, begun) if resume else None
         gains = local.recover(teacher, student) if found is None else {}
         # what is sharded is no plain model any more: a copy is, and its numbers come back
         pupil = Pupil(copy.deepcopy(student) if is_sharded() else student, objective, live)
-        trainer = DistillTrainer(pupil, learned, config, clock, folder, masking)
+        trainer = DistillTrainer(pupil, learned, config, clock, folder, masking, rates)
         if cache is not None:
-            sentences_only = not config.hidden and config.sentence is not None
+            sentences_only = not config.hidden and config.of_vectors
             with trainer.args.main_process_first():
                 pupil.teacher = cached_teacher(cache, teacher, objective.needs(1), sentences_only, learned)
         marks = {"key": key, "work": work_key(config, learned.fingerprint()), "begun": begun}

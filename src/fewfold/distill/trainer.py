@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from fewfold.measure.inputs import clipped_length
 from fewfold.training.arguments import one_device
 from fewfold.training.exact import ExactCheckpoints
 from fewfold.training.lengths import even_length, length_stride
+from fewfold.training.rates import parameter_groups
 from fewfold.training.rounding import RoundedSteps
 from fewfold.training.sharded import is_sharded, load_optimizer, optimizer_state, whole
 
@@ -46,16 +47,17 @@ class DistillTrainer(ExactCheckpoints):
 
     :param folder: checkpoints are written here.
     :param masking: hides tokens of every batch.
+    :param rates: what learning rates are multiplied by, by the name of the student's parameter.
     """
 
     model: Pupil
 
     def __init__(
         self, pupil: Pupil, tokens: TokenisedTexts, config: DistillConfig, clock: Clock, folder: Path,
-        masking: BatchMasking | None = None,
+        masking: BatchMasking | None = None, rates: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
         self.config, self.tokens, self.clock, self.masking = config, tokens, clock, masking
-        self.totals: dict[str, float] = {}
+        self.rates, self.totals = dict(rates or {}), dict[str, float]()
         self.parts = 1
         self.stride = length_stride(pupil.student, config.bf16)
         self.step_losses: dict[str, Tensor] = {}
@@ -131,10 +133,8 @@ class DistillTrainer(ExactCheckpoints):
             config, model = self.config, model or self.model
             decays = set(self.get_decay_parameter_names(model))
             named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-            groups = [
-                {"params": [p for name, p in named if name in decays], "weight_decay": config.weight_decay},
-                {"params": [p for name, p in named if name not in decays], "weight_decay": 0.0},
-            ]
+            factors = {f"student.{name}": factor for name, factor in self.rates.items()}
+            groups = parameter_groups(named, config.learning_rate, factors, config.weight_decay, decays)
             values: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.epsilon}
             self.optimizer = (
                 BertAdam(groups, **values) if config.optimizer == "bert_adam" else AdamW(groups, **values, fused=True)

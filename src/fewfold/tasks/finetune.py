@@ -26,6 +26,7 @@ from fewfold.training.arguments import trainer_arguments
 from fewfold.training.forward import forward_restored
 from fewfold.training.identity import config_of
 from fewfold.training.processor import quick_on_processors
+from fewfold.training.rates import RATES
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class FineTuning:
     :param max_gradient_norm: Longer gradients are scaled down to it.
     :param bf16: Compute in bfloat16, weights stay as they are.
     :param limit: Train on the first so many examples of the split; None for all.
+    :param rates: One learning rate (`equal`), or larger ones for tensors of larger numbers than weights have
+        (`by_size`: factors and sub-vectors of compressed models).
     """
 
     learning_rate: float = 3e-5
@@ -50,11 +53,14 @@ class FineTuning:
     max_gradient_norm: float = 1.0
     bf16: bool = False
     limit: int | None = None
+    rates: str = "equal"
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "epochs", "batch_size"):
             if not getattr(self, name) > 0:
                 raise TaskError(f"FineTuning({name}={getattr(self, name)}): give more than 0")
+        if self.rates not in RATES:
+            raise TaskError(f"FineTuning(rates={self.rates!r}): give one of {', '.join(RATES)}")
         if not 0 <= self.warmup < 1:
             raise TaskError(f"FineTuning(warmup={self.warmup}): give a share of the steps, 0 up to 1")
         if self.limit is not None and self.limit < 1:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from fewfold.errors import TaskError
@@ -20,6 +21,8 @@ from fewfold.progress import track
 from fewfold.tasks.batches import Padding, Row
 from fewfold.training.exact import ExactCheckpoints
 from fewfold.training.lengths import even_length, length_stride
+from fewfold.training.optimizer import adam
+from fewfold.training.rates import parameter_groups, rate_factors
 from fewfold.training.rounding import RoundedSteps, Rounding
 
 STATE = "fine_tuning.json"
@@ -41,6 +44,7 @@ class Tuner(ExactCheckpoints):
         key: str = "", minutes: float | None = None,
     ) -> None:  # fmt: skip
         self.settings, self.rounding, self.key = settings, rounding, key
+        self.rates = rate_factors(model) if settings.rates == "by_size" else {}
         self.total: float | Tensor = 0.0  # the losses' sum
         self.seconds = 0.0  # of what a run did before
         self.shuffled = ""  # torch's random numbers at the begin of the epoch: they order its rows
@@ -56,6 +60,15 @@ class Tuner(ExactCheckpoints):
         self.remove_callback(ProgressCallback)
         for callback in (_Progress(), RoundedSteps(rounding), _Watch(self, minutes)):
             self.add_callback(callback)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
+        """Trainer's own, or one with learning rates by the size of numbers."""
+        if self.optimizer is None and self.rates:
+            given, named = self.args, [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+            decays = set(self.get_decay_parameter_names(self.model))
+            groups = parameter_groups(named, given.learning_rate, self.rates, given.weight_decay, decays)
+            self.optimizer = adam(groups, betas=(given.adam_beta1, given.adam_beta2), eps=given.adam_epsilon)
+        return super().create_optimizer(*args, **kwargs)
 
     def kept(self) -> nn.Module:
         """The model, and the scales that its few-bit tensors are rounded by."""

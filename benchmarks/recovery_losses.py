@@ -1,0 +1,86 @@
+"""What each part of the preset ``general`` brings: the same students, texts and steps, one part after another added.
+
+Students of all-MiniLM-L6-v2 of four kinds learn hidden states alone, then also texts' vectors, then also texts'
+similarities to anchors, and at last with learning rates by the size of a tensor's numbers. Measured on STS-B dev, whose
+sentences are kept out of the texts. Rows that stand in the results are not run again.
+
+    python benchmarks/recovery_losses.py [--steps 600] [--only "codes, 1/48"]
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+from dataclasses import asdict
+from typing import Any
+
+from common import BF16, RESULTS, Bench, publish
+from recover_plans import TEXT, plans
+from recover_texts import excluded, recovery_phases, recovery_texts
+
+from fewfold.distill.run import distil
+from fewfold.measure.quality import QualityRow, floor_rows, quality_row
+from fewfold.tasks.sts import StsScore
+
+NAME, TEXTS, BEFORE = "recovery_losses", 40_000, "not recovered"
+STUDENTS = ("low rank, 1/48", "codes, 1/48", "low rank, int3, 1/48", "one block and differences, int8, 1/7")
+WAYS: dict[str, dict[str, Any]] = {  # changes of the preset
+    "hidden states": {"sentence": None, "anchors": None, "rates": "equal"},
+    "and vectors": {"anchors": None, "rates": "equal"},
+    "and anchors": {"rates": "equal"},
+    "and rates by size (general)": {},
+}
+
+
+def main() -> None:
+    """Run what is missing, and draw after every row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--only", action="append", choices=STUDENTS, help="a student; may be given again")
+    wanted = parser.parse_args()
+    bench, texts = Bench(), recovery_texts()[:TEXTS]
+    for name in wanted.only or STUDENTS:
+        if all(f"{name}: {way}" in known(wanted.steps) for way in (BEFORE, *WAYS)):
+            continue
+        for way, changes in {BEFORE: None, **WAYS}.items():
+            title = f"{name}: {way}"
+            if title in known(wanted.steps):
+                continue
+            student = plans()[name](bench)
+            if changes is not None:
+                config = [phase.changed(**changes) for phase in recovery_phases()]
+                distil(
+                    bench.model, student, texts, config=config, tokenizer=bench.tokenizer, steps=wanted.steps,
+                    exclude=excluded(),
+                )  # fmt: skip
+            row = quality_row(title, student.eval(), bench.reference, bench.pairs, TEXT)
+            bench.add(row)
+            draw(bench, {title: asdict(row)}, wanted.steps)
+
+
+def known(steps: int) -> dict[str, Any]:
+    """Rows of earlier runs of so many steps, by name."""
+    path = RESULTS / f"{NAME}.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {row["name"]: row for row in content.get("rows", []) if content.get("steps") == steps}
+
+
+def draw(bench: Bench, new: dict[str, Any], steps: int) -> None:
+    """Add rows to the results and draw the table; several processes may do so."""
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f".{NAME}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = known(steps) | new
+        order = [f"{name}: {way}" for name in STUDENTS for way in (BEFORE, *WAYS)]
+        rows = [quality_row("dense", bench.model, bench.reference, bench.pairs)]
+        rows += floor_rows(bench.model, bench.tokenizer, bench.reference, bench.pairs)
+        rows += [
+            QualityRow(**{**found[title], "sts": StsScore(**found[title]["sts"])}) for title in order if title in found
+        ]
+        note = f"{steps} steps of 32 texts each{', bfloat16 (autocast)' if BF16 else ''}; one seed."
+        publish(NAME, "What each part of recovery brings", rows, {"steps": steps, "bf16": BF16}, lines=[note, ""])
+
+
+if __name__ == "__main__":
+    main()
