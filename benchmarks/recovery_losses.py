@@ -10,6 +10,7 @@ sentences are kept out of the texts. Rows that stand in the results are not run 
 from __future__ import annotations
 
 import argparse
+import copy
 import fcntl
 import json
 from dataclasses import asdict
@@ -43,11 +44,12 @@ def main() -> None:
     for name in wanted.only or STUDENTS:
         if all(f"{name}: {way}" in known(wanted.steps) for way in (BEFORE, *WAYS)):
             continue
+        start = plans()[name](bench)
         for way, changes in {BEFORE: None, **WAYS}.items():
             title = f"{name}: {way}"
             if title in known(wanted.steps):
                 continue
-            student = plans()[name](bench)
+            student = copy.deepcopy(start)
             if changes is not None:
                 config = [phase.changed(**changes) for phase in recovery_phases()]
                 distil(
