@@ -24,7 +24,6 @@ from torch.nn import functional as F
 import fewfold
 from fewfold.calibration.statistics import NO_STATISTICS
 from fewfold.linalg.direction_loss import cosine_distances, direction_loss
-from fewfold.measure.quality import floor_rows, quality_row
 from fewfold.methods.base import Unit
 from fewfold.methods.registry import method_named
 from fewfold.surgery.targets import find_targets, read_weight, select
@@ -79,8 +78,7 @@ def main() -> None:
     (target,) = select(bench.model, find_targets(bench.model), "embeddings")
     table = read_weight(bench.model, target)
     rank = (target.numel // 10 - target.columns) // (target.rows + target.columns)
-    bench.add(quality_row("dense", bench.model, bench.reference, bench.pairs))
-    bench.add(*floor_rows(bench.model, bench.tokenizer, bench.reference, bench.pairs))
+    bench.add(*bench.rivals)
     plain = fewfold.LowRank(targets="embeddings", weighting="none")
     bench.row("SVD, 1/10", lambda m: fewfold.compress(m, plain, budget=TENTH))
     fits: dict[str, list[dict[str, float]]] = {}

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, Bench, check, publish
+from common import RESULTS, Bench, check, publish, row_of
 
 import fewfold
 from fewfold import Budget, Dense, EmbeddingAutoencoder, LowRank, SubvectorCodes
-from fewfold.measure.quality import QualityRow, floor_rows, quality_row
+from fewfold.measure.quality import QualityRow
 from fewfold.tasks.data import calibration_texts
-from fewfold.tasks.sts import StsScore, spearman
+from fewfold.tasks.sts import spearman
 
 TEXT = "mixed-512"
 RATIOS = (10, 25, 50, 2.5, 5, 100)  # those that are asked for first
@@ -30,10 +30,6 @@ NAMED = (2.5, 5, 10)  # the ratios that the direction auto-encoder's paper names
 RESAMPLES = 1000
 ASKED_TABLES = {10: (0.95, 0.002), 25: (0.85, 0.008), 50: (0.70, 0.025)}
 ASKED_LINEARS = {8: 0.88, 15: 0.68, 25: 0.50}
-
-
-def _row(kept: dict[str, Any]) -> QualityRow:
-    return QualityRow(**{**kept, "sts": StsScore(**kept["sts"]) if kept["sts"] else None})
 
 
 class Rows:
@@ -54,7 +50,7 @@ class Rows:
             self.facts = kept.get("facts", {})
             for row in kept["rows"]:
                 if source is self.path or again is None or again not in row["name"]:
-                    bench.add(_row(row))
+                    bench.add(row_of(row))
 
     def run(self, name: str, config: Any, budget: Any = None, calibrated: bool = True, keep: bool = False) -> None:
         """Compress and measure, unless that row is there.
@@ -97,7 +93,7 @@ class Rows:
         """Add what other processes wrote since."""
         kept = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {"rows": []}
         there = {row.name for row in self.bench.rows}
-        self.bench.rows += [_row(row) for row in kept["rows"] if row["name"] not in there]
+        self.bench.rows += [row_of(row) for row in kept["rows"] if row["name"] not in there]
         self.similarities = {**kept.get("similarities", {}), **self.similarities}
         self.facts = {**kept.get("facts", {}), **self.facts}
 
@@ -141,8 +137,7 @@ def begin(name: str, fresh: bool = False, again: str | None = None) -> Rows:
     rows = Rows(name, bench, fresh, again)
 
     def first() -> torch.nn.Module:
-        bench.add(quality_row("dense", bench.model, bench.reference, bench.pairs))
-        bench.add(*floor_rows(bench.model, bench.tokenizer, bench.reference, bench.pairs))
+        bench.add(*bench.rivals)
         return bench.model
 
     rows.add("dense", first)

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from transformers.utils import logging
 
 from fewfold.measure.environment import bf16_is_emulated, environment
 from fewfold.measure.fidelity import Reference
-from fewfold.measure.quality import QualityRow, quality_row, rows_to_markdown
+from fewfold.measure.quality import QualityRow, floor_rows, quality_row, rows_to_markdown
 from fewfold.tasks.data import SentencePair, distinct_sentences, stsb
+from fewfold.tasks.sts import StsScore
 
 # trainings compute in bfloat16 where the processor multiplies it; results say so
 BF16 = not bf16_is_emulated()
@@ -42,6 +44,12 @@ class Bench:
     def fresh(self) -> torch.nn.Module:
         """A copy of the dense model to compress."""
         return copy.deepcopy(self.model)
+
+    @cached_property
+    def rivals(self) -> list[QualityRow]:
+        """The dense model and the floor: rows that stand above all others."""
+        dense = quality_row("dense", self.model, self.reference, self.pairs)
+        return [dense, *floor_rows(self.model, self.tokenizer, self.reference, self.pairs)]
 
     def row(self, name: str, make: Callable[[torch.nn.Module], Any], calibration: str = "-") -> torch.nn.Module:
         """Compress a copy, measure it, add and print its row."""
@@ -91,6 +99,12 @@ def publish_checks(
     :param lines: what stands above the claims.
     """
     _write(name, title, {**extra, "checks": list(checks)}, [*lines, *claims(checks)], name)
+
+
+def row_of(kept: dict[str, Any], name: str | None = None) -> QualityRow:
+    """A row out of its JSON form, under another name where one is given."""
+    sts = StsScore(**kept["sts"]) if kept["sts"] else None
+    return QualityRow(**{**kept, "name": kept["name"] if name is None else name, "sts": sts})
 
 
 def claims(checks: Sequence[dict[str, Any]]) -> list[str]:

@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from typing import Any
 
 import torch
 from common import BF16, Bench, publish_checks
+from processes import in_a_process
 from recover_texts import recovery_phases
 from torch import Tensor
 from torch.nn import functional as F
@@ -77,9 +76,7 @@ def main() -> None:
     for number in range(wanted.rounds):
         for work, ways in found.items():
             for way, taken in ways.items():
-                command = [sys.executable, __file__, "--steps", str(wanted.steps), "--one", work, way]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                taken.append(json.loads(done.stdout.splitlines()[-1]))
+                taken.append(in_a_process(__file__, "--steps", str(wanted.steps), "--one", work, way))
                 print(f"round {number + 1}, {work}, {way}: {taken[-1]:,.0f} tokens/s", flush=True)
     draw(found, wanted)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 from common import check, publish_checks
+from processes import in_a_process
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -104,18 +104,16 @@ def measure(setting: str) -> list[dict[str, Any]]:
         return [row for pair in track(shapes, "shapes") for row in shape(*pair, turns)]
 
 
-def in_a_process(setting: str) -> list[dict[str, Any]]:
+def measured(setting: str) -> list[dict[str, Any]]:
     """The same in a process of its own: the allocator reads its settings once."""
     _, environment, _ = SETTINGS[setting]
-    command = [sys.executable, __file__, setting]
-    done = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, check=True, text=True)
-    return [{"setting": setting, **row} for row in json.loads(done.stdout.splitlines()[-1])]
+    return [{"setting": setting, **row} for row in in_a_process(__file__, setting, environment=environment)]
 
 
 def main() -> None:
     """Every setting and shape, the claims, and the table."""
     load = os.getloadavg()[0]
-    rows = [row for setting in SETTINGS for row in in_a_process(setting)]
+    rows = [row for setting in SETTINGS for row in measured(setting)]
     checks = []
     for row in (row for row in rows if row["name"] == JUDGED and row["setting"] == SETTING):
         what = f"codes of {JUDGED}, {SETTING}, H = {row['hidden']}, batch {row['batch']}"

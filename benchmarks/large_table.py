@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import subprocess
-import sys
 import tempfile
 import time
 from typing import Any
 
 from common import check, publish_checks
+from processes import in_a_process
 
 RATIO = 10
 CONFIGS = ("codes", "auto-encoder")
@@ -70,14 +69,12 @@ def one(kind: str, rows: int, columns: int) -> dict[str, float]:
     }
 
 
-def in_a_process(kind: str, rows: int, columns: int, folder: str, limit: float | None = None) -> dict[str, float]:
+def measured(kind: str, rows: int, columns: int, folder: str, limit: float | None = None) -> dict[str, float]:
     """The same in a process of its own, whose cache is ``folder``; killed after ``limit`` seconds."""
-    command = [sys.executable, __file__, "--kind", kind, "--rows", str(rows), "--columns", str(columns)]
-    environment = {**os.environ, "FEWFOLD_CACHE": folder}
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, env=environment, check=True, text=True, timeout=limit
+    found: dict[str, float] = in_a_process(
+        __file__, "--kind", kind, "--rows", str(rows), "--columns", str(columns),
+        environment={"FEWFOLD_CACHE": folder}, limit=limit,
     )  # fmt: skip
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -86,13 +83,13 @@ def main(rows: int, columns: int) -> None:
     found = {}
     for kind in CONFIGS:
         with tempfile.TemporaryDirectory() as folder:
-            found[kind] = in_a_process(kind, rows, columns, folder)
+            found[kind] = measured(kind, rows, columns, folder)
             print(kind, found[kind], flush=True)
     with tempfile.TemporaryDirectory() as folder:
         half = STARTING + found["codes"]["seconds"] / 2
         with contextlib.suppress(subprocess.TimeoutExpired):
-            in_a_process("codes", rows, columns, folder, limit=half)
-        found["codes, after a kill halfway"] = in_a_process("codes", rows, columns, folder)
+            measured("codes", rows, columns, folder, limit=half)
+        found["codes, after a kill halfway"] = measured("codes", rows, columns, folder)
     lines = ["| fit | seconds | peak above the start | of the table's bytes |", "|---|---|---|---|"]
     for kind, row in found.items():
         peak = row["peak"] - row["before"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import torch
 from common import publish_checks
+from processes import in_a_process
 from transformers import BertConfig, BertModel
 
 import fewfold
@@ -65,9 +65,7 @@ def main() -> None:
             sizes[name] = (Path(root) / name / "model.safetensors").stat().st_size / 1e6
         for _ in range(ROUNDS):
             for name, form in FORMS.items():
-                command = [sys.executable, __file__, str(Path(root) / name.split(",")[0]), form]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+                runs[name].append(in_a_process(__file__, str(Path(root) / name.split(",")[0]), form))
                 print(name, runs[name][-1], flush=True)
     lines = ["| model | file MB | load s | first pass s | second pass s | resident MB | peak MB |", "|---" * 7 + "|"]
     for name, found in runs.items():

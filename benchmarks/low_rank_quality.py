@@ -18,7 +18,6 @@ from transformers import AutoModel
 import fewfold
 from fewfold.measure.disk import file_bytes
 from fewfold.measure.parameters import stored_bytes
-from fewfold.measure.quality import floor_rows, quality_row
 from fewfold.tasks.data import calibration_texts
 
 QUARTER = fewfold.Budget(parameters="1/4 of linears")
@@ -38,8 +37,7 @@ def round_trip(bench: Bench, model: torch.nn.Module) -> dict[str, float]:
 def main() -> None:
     """Measure every row, then write the results and the table."""
     bench = Bench()
-    bench.add(quality_row("dense", bench.model, bench.reference, bench.pairs))
-    bench.add(*floor_rows(bench.model, bench.tokenizer, bench.reference, bench.pairs))
+    bench.add(*bench.rivals)
     for bits in ("int8", "int4", "int3"):
         bench.row(f"dense linears, {bits}", lambda m, b=bits: fewfold.compress(m, fewfold.Dense(stored_dtype=b)))
     bench.row("plain SVD, 1/4", lambda m: fewfold.compress(m, fewfold.LowRank(weighting="none"), budget=QUARTER))

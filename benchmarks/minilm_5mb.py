@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, TABLES, Bench, check, claims, head
+from common import RESULTS, TABLES, Bench, check, claims, head, row_of
+from processes import in_a_process
 
 import fewfold
 from fewfold.export.onnx import export_onnx, session_of
@@ -34,7 +34,7 @@ from fewfold.measure.macs import macs_per_token
 from fewfold.measure.parameters import unique_parameters
 from fewfold.measure.quality import QualityRow, floor_rows, rows_to_markdown
 from fewfold.tasks.data import calibration_texts, distinct_sentences
-from fewfold.tasks.sts import StsScore, score_embeddings
+from fewfold.tasks.sts import score_embeddings
 
 NAME, TEXT = "minilm_5mb", "mixed-512"
 FOLDER, KEPT = Path(__file__).parent / f".{NAME}", RESULTS / f"{NAME}.json"
@@ -127,12 +127,7 @@ def quality(bench: Bench, name: str, file: Path, model: Any, calibration: str, s
 
 def load(file: Path) -> dict[str, float]:
     """Load time and resident memory: medians over fresh processes."""
-    runs = []
-    for _ in range(PROCESSES):
-        run = subprocess.run(
-            [sys.executable, "-c", _LOAD, str(file), json.dumps(GRID)], capture_output=True, text=True, check=True
-        )
-        runs.append(json.loads(run.stdout.strip().splitlines()[-1]))
+    runs = [in_a_process("-c", _LOAD, str(file), json.dumps(GRID)) for _ in range(PROCESSES)]
     found = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
     times = [run["load_seconds"] for run in runs]
     return {**found, "load_seconds_low": min(times), "load_seconds_high": max(times)}
@@ -167,11 +162,6 @@ def kept(state: dict[str, Any], key: str, measure: Callable[[], Any]) -> Any:
         state["environment"] = environment()
         KEPT.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return state[key]
-
-
-def row_of(fields: dict[str, Any]) -> QualityRow:
-    """A row out of its JSON form."""
-    return QualityRow(**{**fields, "sts": StsScore(**fields["sts"]) if fields["sts"] else None})
 
 
 def cost_table(state: dict[str, Any], names: list[str]) -> list[str]:

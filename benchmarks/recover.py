@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import BF16, Bench, check, publish
+from common import BF16, Bench, check, publish, row_of
 from pace import seconds_a_step
 from recover_curves import draw_curves, group_of
 from recover_plans import TEXT, Make, plans
@@ -36,10 +36,9 @@ import fewfold
 from fewfold.calibration.cache import cache_folder
 from fewfold.checkpoint.config import structure_of
 from fewfold.measure.environment import environment
-from fewfold.measure.quality import QualityRow, floor_rows, quality_row
+from fewfold.measure.quality import quality_row
 from fewfold.report.runs import RunRecord, read_run, read_runs, run_file, write_run
 from fewfold.tasks import FineTuning, evaluate
-from fewfold.tasks.sts import StsScore
 
 RUNS = Path(__file__).parent / "runs"
 PACE = RUNS / "recover.pace.json"  # of the first run
@@ -171,16 +170,14 @@ def draw(bench: Bench) -> None:
     runs = read_runs([RUNS / KIND]) if (RUNS / KIND).exists() else []
     if not runs:
         return print("no run is recorded yet")
-    rows = [quality_row(DENSE, bench.model, bench.reference, bench.pairs)]
-    rows += floor_rows(bench.model, bench.tokenizer, bench.reference, bench.pairs)
+    rows = list(bench.rivals)
     runs.sort(key=lambda run: (group_of(run.settings["plan"]), run.settings["plan"], run.settings["minutes"]))
     for run in runs:
         plan, minutes = run.settings["plan"], run.settings["minutes"]
         titles = {"before": f"{plan}: not recovered", "after": f"{plan}: {minutes:g} min"}
         for when, title in titles.items():
             if plan != DENSE and all(row.name != title for row in rows):
-                kept = run.numbers[when]
-                rows.append(QualityRow(**{**kept, "name": title, "sts": StsScore(**kept["sts"])}))
+                rows.append(row_of(run.numbers[when], title))
     draw_curves(runs, PICTURE)
     picture = f"![Losses over minutes, training and held-out texts](../results/{PICTURE.name})"
     extra = {"runs": [run.name for run in runs], "checks": claims(runs)}

@@ -16,13 +16,12 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from common import BF16, RESULTS, Bench, publish
+from common import BF16, RESULTS, Bench, publish, row_of
 from recover_plans import TEXT, plans
 from recover_texts import excluded, recovery_phases, recovery_texts
 
 from fewfold.distill.run import distil
-from fewfold.measure.quality import QualityRow, floor_rows, quality_row
-from fewfold.tasks.sts import StsScore
+from fewfold.measure.quality import quality_row
 
 NAME, TEXTS, BEFORE = "recovery_losses", 40_000, "not recovered"
 STUDENTS = ("low rank, 1/48", "codes, 1/48", "low rank, int3, 1/48", "one block and differences, int8, 1/7")
@@ -75,11 +74,7 @@ def draw(bench: Bench, new: dict[str, Any], steps: int) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = known(steps) | new
         order = [f"{name}: {way}" for name in STUDENTS for way in (BEFORE, *WAYS)]
-        rows = [quality_row("dense", bench.model, bench.reference, bench.pairs)]
-        rows += floor_rows(bench.model, bench.tokenizer, bench.reference, bench.pairs)
-        rows += [
-            QualityRow(**{**found[title], "sts": StsScore(**found[title]["sts"])}) for title in order if title in found
-        ]
+        rows = bench.rivals + [row_of(found[title]) for title in order if title in found]
         note = f"{steps} steps of 32 texts each{', bfloat16 (autocast)' if BF16 else ''}; one seed."
         publish(NAME, "What each part of recovery brings", rows, {"steps": steps, "bf16": BF16}, lines=[note, ""])
 

@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from common import check, publish_checks
+from processes import in_a_process
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -177,9 +176,7 @@ def main() -> None:
         print(f"{name}: {timing.median:.1f} ms, {row['faster']:.1f}×", flush=True)
     memory = {}
     for mode, name in MODES.items():
-        command = [sys.executable, __file__, "--preset", given.preset, "--memory", mode]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        memory[name] = json.loads(output.strip().splitlines()[-1])
+        memory[name] = in_a_process(__file__, "--preset", given.preset, "--memory", mode)
         print(f"{name}: {memory[name]['saved'] / 2**20:.0f} MiB saved, peak {memory[name]['peak'] / 2**20:.0f} MiB")
     ratio = {kind: memory[PUBLISHED][kind] / memory[KEPT][kind] for kind in ("saved", "peak")}
     checks = [

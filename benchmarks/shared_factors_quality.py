@@ -13,7 +13,6 @@ from common import Bench, check, publish
 
 import fewfold
 from fewfold import Budget, LowRank, SharedFactors, Tucker
-from fewfold.measure.quality import floor_rows, quality_row
 from fewfold.tasks.data import calibration_texts
 
 TEXT = "mixed-512"
@@ -32,8 +31,7 @@ def linear_numbers(model: torch.nn.Module) -> int:
 def main() -> None:
     """Measure every row, then write the results and the table."""
     bench, texts = Bench(), calibration_texts(TEXT)
-    bench.add(quality_row("dense", bench.model, bench.reference, bench.pairs))
-    bench.add(*floor_rows(bench.model, bench.tokenizer, bench.reference, bench.pairs))
+    bench.add(*bench.rivals)
 
     def run(model: torch.nn.Module, config: object, budget: object = None) -> torch.nn.Module:
         return fewfold.compress(

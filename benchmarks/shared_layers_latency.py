@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import check, publish_checks
+from processes import in_a_process
 from transformers import BertConfig, BertModel
 
 import fewfold
@@ -73,17 +70,7 @@ def models(width: int, heads: int, inner: int) -> dict[str, Any]:
 def exported(model: Any, folder: Path) -> dict[str, int]:
     """Bytes of a model's ONNX file, and what ONNX Runtime keeps resident in a process of its own."""
     report = export_onnx(model, folder / "model.onnx")
-    return {"onnx_bytes": report.bytes, "runtime_bytes": in_a_process(MEASURED, report.file)}
-
-
-def in_a_process(program: str, file: Path) -> int:
-    """What a program of its own prints last."""
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    run = subprocess.run(
-        [sys.executable, "-c", program, str(file)], capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
-    return int(json.loads(run.stdout.strip().splitlines()[-1]))
+    return {"onnx_bytes": report.bytes, "runtime_bytes": in_a_process("-c", MEASURED, str(report.file))}
 
 
 def main() -> None:
@@ -106,7 +93,7 @@ def main() -> None:
         for name, model in contenders.items():
             with tempfile.TemporaryDirectory() as saved, tempfile.TemporaryDirectory() as onnx:
                 model.save_pretrained(saved)
-                loaded = in_a_process(LOADED, Path(saved))
+                loaded = in_a_process("-c", LOADED, saved)
                 row: dict[str, Any] = {"parameters": unique_parameters(model), "loaded_bytes": loaded,
                                        **exported(model, Path(onnx))}  # fmt: skip
             row["milliseconds"] = {length: vars(timings[length][name]) for length in LENGTHS}

@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,6 +19,7 @@ from typing import Any
 
 import torch
 from common import BF16, publish_checks
+from processes import in_a_process
 from torch import nn
 
 from fewfold.models import SlimLMConfig, SlimLMForCausalLM
@@ -90,9 +89,7 @@ def main() -> None:
     for number in range(wanted.rounds):
         for work, ways in found.items():
             for way, taken in ways.items():
-                command = [sys.executable, __file__, "--steps", str(wanted.steps), "--one", work, way]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                taken.append(json.loads(done.stdout.splitlines()[-1]))
+                taken.append(in_a_process(__file__, "--steps", str(wanted.steps), "--one", work, way))
                 print(f"round {number + 1}, {work}, {way}: {taken[-1]:.0f} ms a step", flush=True)
     draw(found, wanted.rounds)
 

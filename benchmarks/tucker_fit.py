@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import time
 
 import torch
 from common import check, publish_checks
+from processes import in_a_process
 from torch import Tensor
 
 SIZES = {"synthetic 144×768×768": (72, 384), "MiniLM 72×384×384": (36, 192)}
@@ -86,9 +86,7 @@ def main() -> None:
         results[name] = {"fewfold": [], "tensorly": []}
         for _ in range(rounds):
             for library, found in results[name].items():
-                command = [sys.executable, __file__, name, library]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                found.append(json.loads(done.stdout.splitlines()[-1]))
+                found.append(in_a_process(__file__, name, library))
                 print(name, library, found[-1], flush=True)
         ours, theirs = results[name]["fewfold"], results[name]["tensorly"]
         checks.append(check(f"{name}: error over tensorly's", ours[0]["error"] / theirs[0]["error"], 1.001, False, 5))

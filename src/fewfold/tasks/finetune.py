@@ -134,16 +134,8 @@ def fine_tune(
     rounding = Rounding(model)
     with _folder(checkpoints) as folder:
         arguments = _arguments(str(folder), len(rows), settings, seed)
-        tuner = Tuner(
-            model,
-            arguments,
-            rows,
-            tokenizer,
-            settings,
-            rounding,
-            key,
-            None if checkpoints is None else checkpoint_minutes,
-        )
+        minutes = None if checkpoints is None else checkpoint_minutes
+        tuner = Tuner(model, arguments, rows, tokenizer, settings, rounding, key, minutes)
         try:
             with quick_on_processors(settings.bf16), forward_restored(model):
                 steps = tuner.run()
