@@ -221,3 +221,31 @@ def test_numbers_that_a_short_dtype_would_change_stay():
     shorten_dtypes(graph)
     assert graph.array("w") is not None
     np.testing.assert_array_equal(graph.array("w"), values)
+
+
+def _bytes(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_stood_there_is_replaced_only_by_what_was_written_whole(tmp_path, monkeypatch):
+    model = fewfold.compress(medium(), LowRank(rank=32, weighting="none"))
+    (tmp_path / "model.fp32.onnx").write_bytes(b"mine")
+    export_onnx(model, tmp_path / "model.onnx")
+    before = _bytes(tmp_path)
+    with pytest.raises(ModelError, match="Nothing was written"):
+        export_onnx(model, tmp_path / "model.onnx", tolerance=0.0)
+    assert _bytes(tmp_path) == before
+    monkeypatch.setattr("fewfold.export.onnx.LIMIT", 1000)  # weights beside the graph
+    reports = [export_onnx(model, tmp_path / "model.onnx") for _ in range(2)]
+    data = tmp_path / "model.onnx.data"
+    assert reports[0].bytes == reports[1].bytes == data.stat().st_size + (tmp_path / "model.onnx").stat().st_size
+    small = export_onnx(model, tmp_path / "model.onnx", int8=True)
+    assert small.external
+    assert small.bytes < 0.4 * reports[0].bytes  # int8 alone, no fp32 before it
+    monkeypatch.undo()
+    whole = export_onnx(model, tmp_path / "model.onnx")
+    assert not data.exists()
+    assert whole.bytes == (tmp_path / "model.onnx").stat().st_size
+    export_onnx(model, tmp_path / "model.onnx", int8=True)
+    assert sorted(_bytes(tmp_path)) == ["model.fp32.onnx", "model.onnx"]
+    assert (tmp_path / "model.fp32.onnx").read_bytes() == b"mine"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import METHODS, copied, spread
 from tiny_models import auto_class, inputs, make, outputs
+from transformers import GenerationConfig
 
 import fewfold
 from fewfold import ModelError
@@ -44,6 +45,8 @@ model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=Tr
 assert not any(name.split(".")[0] == "fewfold" for name in sys.modules)
 with torch.no_grad():
     torch.save(model(**torch.load(folder + "/inputs.pt"))[0], folder + "/outputs.pt")
+if model.can_generate():
+    model.generation_config.save_pretrained(folder + "/generation")
 """
 
 
@@ -54,6 +57,8 @@ with torch.no_grad():
 def test_a_process_without_fewfold_loads_it(name, method, tmp_path):
     model = copied(name, method, "int8")
     expected = outputs(model, name)
+    if model.can_generate():
+        model.generation_config.update(eos_token_id=[2, 3], pad_token_id=0, max_new_tokens=5)
     folder = export_standalone(model, tmp_path / "alone")
     assert file_bytes(folder) < stored_bytes(model) + 40_000
     torch.save(inputs(name), folder / "inputs.pt")
@@ -63,6 +68,9 @@ def test_a_process_without_fewfold_loads_it(name, method, tmp_path):
     run = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
     torch.testing.assert_close(torch.load(folder / "outputs.pt"), expected, rtol=1e-4, atol=1e-5)
+    if model.can_generate():
+        found = GenerationConfig.from_pretrained(folder / "generation")
+        assert found.to_diff_dict() == model.generation_config.to_diff_dict()
 
 
 def test_harmless_where_fewfold_is_imported(tmp_path):

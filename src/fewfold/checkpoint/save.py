@@ -79,8 +79,19 @@ def load(folder: str | os.PathLike[str], *, packed: bool = False, **kwargs: Any)
     :param kwargs: passed to ``from_pretrained``.
     :raises CheckpointError: if the folder holds no model, or one of a class that is not known here.
     """
+    loader = saved_class(folder, **{name: kwargs[name] for name in _OF_THE_HUB if name in kwargs})
+    model: nn.Module = loader.from_pretrained(folder, **kwargs)
+    return pack(model) if packed else model
+
+
+def saved_class(folder: str | os.PathLike[str], **hub: Any) -> Any:
+    """The class that a model was saved from; ``AutoModel`` where the checkpoint brings its own or names none.
+
+    :param hub: where on the Hub it stands, as ``from_pretrained`` takes it.
+    :raises CheckpointError: as :func:`load`.
+    """
     try:
-        config = AutoConfig.from_pretrained(folder, **{name: kwargs[name] for name in _OF_THE_HUB if name in kwargs})
+        config = AutoConfig.from_pretrained(folder, **hub)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} holds no model that transformers can load: {error}") from error
     homes = (transformers, families)
@@ -91,6 +102,4 @@ def load(folder: str | os.PathLike[str], *, packed: bool = False, **kwargs: Any)
             f"{folder} was saved as {name}, a class of neither transformers nor fewfold: load it with "
             f"{name}.from_pretrained, after import fewfold"
         )
-    loader = classes[0] if classes else transformers.AutoModel
-    model: nn.Module = loader.from_pretrained(folder, **kwargs)
-    return pack(model) if packed else model
+    return classes[0] if classes else transformers.AutoModel

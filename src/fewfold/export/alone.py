@@ -9,6 +9,7 @@ a plain one: small on disk, and in memory as large as before compression.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -105,7 +106,11 @@ class _Standalone:
         classes = getattr(transformers, cls.auto)._model_mapping[type(config)]
         classes = classes if isinstance(classes, (tuple, list)) else (classes,)
         chosen = next((one for one in classes if one.__name__ in (config.architectures or [])), classes[0])
-        return chosen.from_pretrained(None, config=config, state_dict=assemble(program, tensors), **kwargs)
+        model = chosen.from_pretrained(None, config=config, state_dict=assemble(program, tensors), **kwargs)
+        if getattr(model, "generation_config", None) is not None:  # how it ends, beams: a file of its own
+            with contextlib.suppress(OSError):
+                model.generation_config = transformers.GenerationConfig.from_pretrained(folder, **hub)
+        return model
 
 
 for _name in dir(transformers):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import glob
 import logging
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,7 +107,8 @@ def export_onnx(
     file.parent.mkdir(parents=True, exist_ok=True)
     share = (INT8_TOLERANCE if int8 else TOLERANCE) if tolerance is None else tolerance
     model = _in_fp32(model)
-    with _traceable(model):
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder, _traceable(model):
+        made = Path(folder) / file.name
         with step("tracing"):
             name, proto = trace(model, with_past)
         graph = Graph(proto)
@@ -114,25 +118,19 @@ def export_onnx(
             fold_transposes(graph)
             if not int8:
                 _shorten(graph, optimize_for)
-            external = _write(graph.finish(), file)
-        try:
-            if int8:
-                with step("quantizing"):
-                    _quantize(file, external)
-            with step("comparing"):
-                difference, largest = compare_onnx(model, file)
-        except BaseException:
-            _remove(file)
-            raise
-    size = sum(path.stat().st_size for path in _files(file))
-    report = OnnxReport(file, size, unique, difference, largest, name, integers, external)
-    if not difference <= share * max(largest, 1e-6):
-        _remove(file)
-        raise ModelError(
-            f"{type(model).__name__}: ONNX Runtime's outputs differ from torch's by {difference:.3g} where the largest "
-            f"is {largest:.3g}; allowed is {share:g} of it. Nothing was written; allow more with tolerance="
-        )
-    return report
+            external = _write(graph.finish(), made)
+        if int8:
+            with step("quantizing"):
+                _quantize(made, external)
+        with step("comparing"):
+            difference, largest = compare_onnx(model, made)
+        if not difference <= share * max(largest, 1e-6):
+            raise ModelError(
+                f"{type(model).__name__}: ONNX Runtime's outputs differ from torch's by {difference:.3g} where the "
+                f"largest is {largest:.3g}; allowed is {share:g} of it. Nothing was written; allow more with tolerance="
+            )
+        size = _move(made, file)
+    return OnnxReport(file, size, unique, difference, largest, name, integers, external)
 
 
 def _in_fp32(model: nn.Module) -> nn.Module:
@@ -143,14 +141,17 @@ def _in_fp32(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).float()
 
 
-def _files(file: Path) -> list[Path]:
-    """A graph and its external data, as far as they are there."""
-    return [path for path in (file, Path(f"{file}.data")) if path.exists()]
-
-
-def _remove(file: Path) -> None:
-    for path in _files(file):
-        path.unlink()
+def _move(made: Path, file: Path) -> int:
+    """Put a graph and its external data in the place of those that stand there; their bytes."""
+    size = made.stat().st_size
+    data, old = Path(f"{made}.data"), Path(f"{file}.data")
+    if data.exists():
+        size += data.stat().st_size
+        data.replace(old)
+    else:
+        old.unlink(missing_ok=True)
+    made.replace(file)
+    return size
 
 
 def _shorten(graph: Graph, optimize_for: OptimizeFor) -> None:
@@ -275,15 +276,15 @@ def _quantize(file: Path, external: bool) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    plain = file.with_suffix(".fp32.onnx")
-    file.rename(plain)
-    try:
-        with _quiet(""):
-            quantize_dynamic(
-                str(plain), str(file), weight_type=QuantType.QInt8, per_channel=True, use_external_data_format=external
-            )
-    finally:
-        plain.unlink()
+    plain = file.parent / "fp32" / file.name
+    plain.parent.mkdir()
+    for path in file.parent.glob(f"{glob.escape(file.name)}*"):
+        path.rename(plain.parent / path.name)
+    with _quiet(""):
+        quantize_dynamic(
+            str(plain), str(file), weight_type=QuantType.QInt8, per_channel=True, use_external_data_format=external
+        )
+    shutil.rmtree(plain.parent)
     if not external:
         graph = Graph(onnx.load(str(file)))
         shorten_dtypes(graph)

@@ -52,6 +52,8 @@ def export_standalone(model: Any, folder: str | PathLike[str], *, source: str | 
         config["auto_map"] = {name: f"{Path(CODE).stem}.Standalone{name}" for name in auto_names(model)}
         (partial / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
         (partial / "assembly.json").write_text(json.dumps(program, separators=(",", ":")) + "\n", encoding="utf-8")
+        if model.can_generate():
+            model.generation_config.save_pretrained(partial)
         save_file(
             {name: one.contiguous() for name, one in tensors.items()}, partial / "model.safetensors", {"format": "pt"}
         )

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from fewfold.errors import CheckpointError
+
 
 @dataclass(frozen=True)
 class LoadCost:
     """What loading a model took in a process of its own.
 
     :param seconds: Wall time of `from_pretrained`, imports not included.
-    :param resident_after_bytes: Resident memory once the model is loaded, interpreter and imports included.
-    :param peak_bytes: The most resident memory while loading, interpreter and imports included.
+    :param resident_after_bytes: Resident memory once the model is loaded and read, interpreter and imports included.
+    :param peak_bytes: The most resident memory until then, interpreter and imports included.
     :param resident_before_bytes: Resident memory after the imports; take it off to see the model alone.
     """
 
@@ -62,15 +64,15 @@ def peak_resident_bytes() -> int:
 
 
 def load_cost(folder: str | PathLike[str]) -> LoadCost:
-    """Load a saved model with `AutoModel.from_pretrained` in a fresh process, and measure that.
+    """Load a saved model in a fresh process, in the class that it was saved from, and measure that.
 
-    The process imports fewfold first, so that compressed models load. Weights are mapped from the file where
-    the system can: pages count as resident once they are touched.
+    The process imports fewfold first. Weights are mapped from the file where the system can, and such pages count as
+    resident once they are touched: memory is told after every stored number was read.
 
     :param folder: The folder that `save_pretrained` wrote.
     :return: Seconds and bytes.
     :raises FileNotFoundError: If the folder does not exist.
-    :raises RuntimeError: If loading fails; the message ends with the process's own error.
+    :raises CheckpointError: If loading fails; the message ends with the process's own error.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -84,7 +86,7 @@ def load_cost(folder: str | PathLike[str]) -> LoadCost:
         env={**os.environ, "PYTHONPATH": search_path},
     )
     if run.returncode != 0:
-        raise RuntimeError(f"{path}: loading failed in a fresh process\n{run.stderr.strip()[-2000:]}")
+        raise CheckpointError(f"{path}: loading failed in a fresh process\n{run.stderr.strip()[-2000:]}")
     return LoadCost(**json.loads(run.stdout.strip().splitlines()[-1]))
 
 
@@ -102,18 +104,21 @@ def _status_bytes(field: str) -> int | None:
 
 _LOAD = """
 import json, sys, time
-from transformers import AutoModel
-import fewfold
-from fewfold.measure.memory import peak_resident_bytes, resident_bytes
-# The class is imported lazily: without this, seconds would count the imports too.
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
-config = AutoConfig.from_pretrained(sys.argv[1])
-MODEL_MAPPING[type(config)] if type(config) in MODEL_MAPPING else None
+from fewfold.checkpoint.save import saved_class
+from fewfold.measure.memory import peak_resident_bytes, resident_bytes
+# Classes are imported lazily: without this, seconds would count the imports too.
+kind = saved_class(sys.argv[1])
+if kind is AutoModel:
+    config = AutoConfig.from_pretrained(sys.argv[1])
+    MODEL_MAPPING[type(config)] if type(config) in MODEL_MAPPING else None
 before = resident_bytes()
 start = time.perf_counter()
-model = AutoModel.from_pretrained(sys.argv[1])
+model = kind.from_pretrained(sys.argv[1])
 seconds = time.perf_counter() - start
+for tensor in (*model.parameters(), *model.buffers()):
+    tensor.count_nonzero()
 sys.stdout.write(json.dumps(dict(
     seconds=seconds, resident_after_bytes=resident_bytes(), peak_bytes=peak_resident_bytes(),
     resident_before_bytes=before)))
