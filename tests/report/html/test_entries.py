@@ -42,6 +42,17 @@ def test_a_model_that_was_judged_twice_keeps_both_results():
     assert (second.name, second.quality) == ("small (probed.json)", probed.quality)
 
 
+def test_a_model_that_was_judged_often_keeps_all_results():
+    entries = [
+        Entry("small", f"{n}.json", {"sst2": Score(value)}, folder="m/small") for n, value in enumerate((3, 5, 4))
+    ]
+    more = Entry("small", "costs.json", {"nn10": Score(0.5)}, folder="m/small")
+    found = joined([*entries, more])
+    assert [entry.quality["sst2"].value for entry in found] == [3, 5, 4]
+    assert [entry.name for entry in found] == ["small", "small (1.json)", "small (2.json)"]
+    assert found[0].quality["nn10"] == Score(0.5)
+
+
 def test_repeated_rows_stand_once_and_different_ones_stay():
     dense = Entry("dense", "a.json", {"nn10": Score(1.0)}, bytes=9)
     again = Entry("dense", "b.json", {"nn10": Score(1.0)}, bytes=9)

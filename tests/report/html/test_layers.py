@@ -10,7 +10,7 @@ from tiny_models import MODELS
 
 import fewfold
 from fewfold.report.html.depth import depth_pictures
-from fewfold.report.html.layers import relative_error, role_of, spectrum, study
+from fewfold.report.html.layers import relative_error, role_of, roles_of, spectrum, study
 
 
 @pytest.fixture(scope="module", params=["bert", "gpt2"])
@@ -78,3 +78,18 @@ def test_long_spectra_are_thinned_and_zeros_have_none():
 )
 def test_roles(name, told):
     assert role_of(name) == told
+
+
+def test_layers_of_two_stacks_are_not_mixed():
+    names = [
+        f"model.{side}.layers.{layer}.fc1"
+        for side, layers in (("encoder", 2), ("decoder", 3))
+        for layer in range(layers)
+    ]
+    found = roles_of([*names, "model.shared", "model.decoder.layers.0.encoder_attn.q_proj"])
+    assert [found[name] for name in names] == [
+        ("model.encoder.layers.fc1", 0), ("model.encoder.layers.fc1", 1),
+        ("model.decoder.layers.fc1", 0), ("model.decoder.layers.fc1", 1), ("model.decoder.layers.fc1", 2),
+    ]  # fmt: skip
+    assert found["model.decoder.layers.0.encoder_attn.q_proj"] == ("encoder_attn.q_proj", 0)
+    assert found["model.shared"] == ("model.shared", None)

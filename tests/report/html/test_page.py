@@ -57,6 +57,21 @@ def test_points_tell_their_names(files):
     assert [hint.split(":")[0] for hint in hints] == [entry.name for entry in entries]
 
 
+def test_words_and_numbers_are_told_whole():
+    heights = {"low-rank 0.125": 0.8634, "low-rank 0.1875": 0.8699, "#000000": 0.8651}
+    entries = [
+        Entry(name, "a.json", {"sts": Score(height)}, bytes=size * 1_000_000)
+        for size, (name, height) in enumerate(heights.items(), 5)
+    ]
+    drawing = ET.fromstring(quality_pictures(entries)[0].markup)
+    hints = [one.text for one in drawing.iter("{http://www.w3.org/2000/svg}title")][1:]
+    assert hints == [f"{name}: {size}.00 MB, sts {height}" for size, (name, height) in enumerate(heights.items(), 5)]
+    texts = [one.text for one in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert "low-rank 0.1875" in texts
+    heights_told = [text for text in texts if text.startswith("0.")]
+    assert len(set(heights_told)) == len(heights_told) > 2
+
+
 def test_odd_names_are_drawn_as_they_are():
     entries = [Entry(name, "a.json", {"nn10": Score(1.0)}, bytes=9) for name in (r"$\frac{", "<b>&</b>", "")]
     markup = quality_pictures(entries)[0].markup

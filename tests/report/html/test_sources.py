@@ -35,6 +35,17 @@ def test_evaluation_and_costs_of_one_folder_are_joined(files):
     assert found["dense"].bytes == 36_000_000
 
 
+def test_files_of_one_name_are_told_apart(files, tmp_path):
+    record, places = json.loads(files["sst2"].read_text()), []
+    for name in ("a", "b", "c"):
+        places.append(tmp_path / name / "sst2.json")
+        places[-1].parent.mkdir()
+        places[-1].write_text(json.dumps({**record, "environment": {"torch": name}}))
+    sources = read_sources([*places, places[0]])
+    assert list(sources.environments)[:3] == ["sst2.json", "b/sst2.json", "c/sst2.json"]
+    assert [told["torch"] for told in sources.environments.values()] == ["a", "b", "c", "a"]
+
+
 def test_run_records_keep_before_and_after_apart(files):
     sources = read_sources([files["run"]])
     told = [(one.name, one.quality["nn10"].value, one.minutes) for one in sources.entries]

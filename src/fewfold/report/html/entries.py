@@ -83,17 +83,17 @@ def metrics_of(entries: Iterable[Entry]) -> list[str]:
 
 
 def joined(entries: Sequence[Entry]) -> list[Entry]:
-    """Entries without repetitions; those of one model's folder become one."""
-    found: dict[Any, Entry] = {}
+    """Entries without repetitions; those of one model's folder become one, as far as they agree."""
+    found: dict[Any, list[Entry]] = {}
     for entry in entries:
         key = entry.folder or (entry.name, entry.bytes, tuple(sorted((k, v.value) for k, v in entry.quality.items())))
-        if key not in found:
-            found[key] = entry
-        elif entry.folder and _agree(found[key], entry):
-            found[key] = _join(found[key], entry)
-        elif entry.folder:  # judged twice in one metric, in other ways: neither result is lost
-            found[key, entry.origin] = replace(entry, name=f"{entry.name} ({entry.origin})")
-    return list(found.values())
+        same = found.setdefault(key, [])
+        place = next((number for number, other in enumerate(same) if _agree(other, entry)), None)
+        if place is None:  # judged once more in one metric, in another way: no result is lost
+            same.append(replace(entry, name=f"{entry.name} ({entry.origin})") if same else entry)
+        elif entry.folder:
+            same[place] = _join(same[place], entry)
+    return [entry for same in found.values() for entry in same]
 
 
 def _agree(first: Entry, second: Entry) -> bool:

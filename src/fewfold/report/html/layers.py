@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,12 +80,14 @@ def study(folder: Path, dense: Path | None = None) -> Study:
     assembled = _weights(densify(copy.deepcopy(model)))
     originals = _weights(load(dense)) if dense is not None else {}
     records = {record.name: record for record in structure.targets}
+    rows = [row for row in told.rows if row.target in records]
+    places = roles_of([row.target for row in rows])
     layers = []
-    for row in track([row for row in told.rows if row.target in records], "spectra and errors"):
+    for row in track(rows, "spectra and errors"):
         record, weight = records[row.target], assembled.get(row.target)
         original = originals.get(row.target)
         rank = record.settings.get("rank")
-        role, place = role_of(row.target)
+        role, place = places[row.target]
         error = None
         if weight is not None and original is not None and original.shape == weight.shape:
             error = relative_error(weight, original)
@@ -103,6 +107,16 @@ def study(folder: Path, dense: Path | None = None) -> Study:
         str(folder), type(model).__name__, told.parameters, told.dense_parameters, told.bytes, layers, stores,
         structure.provenance, told.notes,
     )  # fmt: skip
+
+
+def roles_of(names: Sequence[str]) -> dict[str, tuple[str, int | None]]:
+    """Roles and layers by name; a role that an encoder's and a decoder's layer both have is told by its whole path."""
+    short = {name: role_of(name) for name in names}
+    common = {role for (role, _), times in Counter(short.values()).items() if times > 1}
+    return {
+        name: (re.sub(r"(?:(?<=\.)|^)\d+\.", "", name, count=1), layer) if role in common else (role, layer)
+        for name, (role, layer) in short.items()
+    }
 
 
 def role_of(name: str) -> tuple[str, int | None]:

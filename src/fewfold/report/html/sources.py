@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -94,11 +95,13 @@ def _read_folder(folder: Path, sources: Sources) -> None:
 
 def _read_file(file: Path, sources: Sources) -> None:
     content = _parse(file)
+    taken = {entry.origin for entry in sources.entries} | sources.environments.keys()
+    origin = next(told for told in _names(file) if told not in taken)
     if isinstance(content, dict) and isinstance(content.get("phases"), list) and "data" in content:
         sources.recoveries.append((file.parent.name if file.stem == "distill" else file.stem, content))
     else:
         try:
-            found = entries_in(content, file.name)
+            found = entries_in(content, origin)
         except (KeyError, TypeError, AttributeError) as error:
             raise ReportError(f"{file} is damaged: {type(error).__name__} at {error}") from None
         if not found:
@@ -108,7 +111,14 @@ def _read_file(file: Path, sources: Sources) -> None:
         if content.get("recipe"):
             sources.recipes.append((str(content.get("name", file.stem)), content["recipe"]))
         if isinstance(content.get("environment"), dict):
-            sources.environments[file.name] = content["environment"]
+            sources.environments[origin] = content["environment"]
+
+
+def _names(file: Path) -> Iterator[str]:
+    """What a file may be called, shortest first: as much of its path as tells it from others."""
+    parts = file.absolute().parts
+    yield from ("/".join(parts[-length:]) for length in range(1, len(parts) + 1))
+    yield from (f"{file} ({number})" for number in itertools.count(2))  # given twice
 
 
 def _parse(file: Path) -> Any:

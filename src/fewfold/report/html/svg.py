@@ -45,18 +45,23 @@ def svg(figure: Any, name: str, title: str, hints: Mapping[str, str]) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"<[^>]+>", lambda tag: _restyled(tag[0]), text)
     for gid, words in hints.items():
         text = text.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{escape(words)}</title>', 1)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'href="#', f'href="#{name}-', text)
     text = re.sub(r"url\(#", f"url(#{name}-", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    for drawn, themed in THEME.items():
-        text = re.sub(drawn, themed, text, flags=re.IGNORECASE)
-    text = re.sub(r"(\d+\.\d\d)\d+", r"\1", text)
     text = re.sub(r"\s*\n\s*", " ", text)
     box = re.search(r'viewBox="[^"]*"', text)
     assert box is not None
     head = f'<svg {box[0]} xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     head += f' role="img" aria-labelledby="{name}-title"><title id="{name}-title">{escape(title)}</title>'
     return head + text[text.index(">") + 1 :].strip()
+
+
+def _restyled(tag: str) -> str:
+    """A tag in the page's colours, with coordinates of two decimals; words and numbers that are read stand outside."""
+    for drawn, themed in THEME.items():
+        tag = re.sub(drawn, themed, tag, flags=re.IGNORECASE)
+    return re.sub(r"(\d+\.\d\d)\d+", r"\1", tag)
