@@ -13,6 +13,13 @@ from fewfold_cli.files import check_files, existing_model, tokenizer_of
 
 TASKS = "cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, squad, multi30k-en-de, multi30k-de-en, flickr8k-captions"
 ON_TEXT = ("perplexity", "neighbours")
+GENERATED = ("multi30k-en-de", "multi30k-de-en", "flickr8k-captions")
+TRAINING = {"--limit", "--seeds", "--epochs", "--learning-rate", "--rates", "--batch", "--bf16"}
+ALWAYS = ("folder", "task", "output", "as_json", "verbose")
+BELONGS = {
+    "--text": "--task perplexity and neighbours", "--against": "--task neighbours",
+    "--stride": "--task squad and perplexity", "--beams": "translation and captions",
+}  # fmt: skip
 NEIGHBOURS = 10
 EXAMPLE = (
     "Example: fewfold evaluate ./small --task sst2 --finetune --seeds 3 --limit 10000 --out sst2.json, "
@@ -23,6 +30,7 @@ EXAMPLE = (
 
 
 def evaluate(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder of a saved model, compressed or dense.", metavar="DIR")],
     task: Annotated[
         str,
@@ -83,11 +91,7 @@ def evaluate(
         check_files(output, predictions)
         import fewfold
 
-        given = {
-            "--text": text is not None, "--against": against is not None, "--finetune": finetune, "--probe": probe,
-            "--predictions": predictions is not None, "--limit": limit is not None, "--seeds": seeds > 1,
-        }  # fmt: skip
-        _check_options(task, {option for option, said in given.items() if said})
+        _check_options(task, {f"--{name.replace('_', '-')}" for name in context.params if _is_given(context, name)})
         import torch
 
         from fewfold.progress import step
@@ -133,24 +137,27 @@ def evaluate(
 
 
 def _check_options(task: str, given: set[str]) -> None:
-    """Refuse options that the task would ignore, before anything is loaded."""
+    """Refuse options that would be ignored, before anything is loaded."""
     from fewfold import TaskError
 
-    if task in ON_TEXT:
-        for option in sorted(given & {"--finetune", "--predictions", "--probe"}):
-            raise TaskError(f"{option} is of tasks with examples, and {task} is of --text: leave it out")
-    else:
-        for option in sorted(given & {"--text", "--against"}):
-            raise TaskError(
-                f"{option} is of --task perplexity and neighbours; {task} has its own data. Leave it out, or judge "
-                "both models on the task, one after the other"
-            )
-    if task == "perplexity" and "--against" in given:
-        raise TaskError("--against is of --task neighbours: leave it out")
     if {"--finetune", "--probe"} <= given:
         raise TaskError("--finetune trains the model and --probe leaves it as it is: give one of them")
-    if "--finetune" not in given and ("--seeds" in given or given & {"--limit", "--probe"} == {"--limit"}):
-        raise TaskError("--limit and --seeds are of training: add --finetune, or leave them out")
+    taken = {"--max-length", "--eval-limit"}
+    if task in ON_TEXT:
+        taken |= {"--text", "--against" if task == "neighbours" else "--stride"}
+    else:
+        taken |= {"--finetune", "--probe", "--predictions"}
+        taken |= {"--stride"} if task == "squad" else {"--beams"} if task in GENERATED else set()
+        taken |= TRAINING if "--finetune" in given else {"--limit"} if "--probe" in given else set()
+    for option in sorted(given - taken):
+        if option in TRAINING and task not in ON_TEXT:
+            raise TaskError(f"{option} is of training: add --finetune, or leave it out")
+        raise TaskError(f"{option} is of {BELONGS.get(option, 'tasks with examples')}, not of {task}: leave it out")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE" and name not in ALWAYS
 
 
 def _on_text(
@@ -174,13 +181,14 @@ def _on_text(
         metrics = {name: measured.pop(name) for name in ("perplexity", "word_perplexity")}
         data: dict[str, Any] = {"source": text.name, **measured}
     else:
+        length = max_length or 128
         if against is None:
             raise fewfold.TaskError("--task neighbours needs --against DIR, the model to compare with")
         lines = list(dict.fromkeys(line for line in lines if line.strip()))[:limit]
         if len(lines) < 11:
             raise fewfold.TaskError(f"--text {text} holds {len(lines)} distinct lines; ten neighbours need at least 11")
-        metrics = _nearness(model, tokenizer, existing_model(against), lines)
-        data = {"source": text.name, "texts": len(lines), "against": str(against)}
+        metrics = _nearness(model, tokenizer, existing_model(against), lines, length)
+        data = {"source": text.name, "texts": len(lines), "against": str(against), "max_length": length}
     return {
         "folder": str(folder),
         "task": task,
@@ -196,7 +204,7 @@ def _on_text(
     }
 
 
-def _nearness(model: Any, tokenizer: Any, against: Path, lines: list[str]) -> dict[str, float | None]:
+def _nearness(model: Any, tokenizer: Any, against: Path, lines: list[str], length: int) -> dict[str, float | None]:
     """Beside a model that reads the same tokens: vectors, too; beside any other: neighbours alone."""
     import fewfold
     from fewfold.measure.fidelity import fidelity, nearest_neighbours, neighbour_overlap, sentence_embeddings
@@ -204,10 +212,10 @@ def _nearness(model: Any, tokenizer: Any, against: Path, lines: list[str]) -> di
     other, words = fewfold.load(against).to(model.device), tokenizer_of(against) or tokenizer
     widths = [getattr(one.config.get_text_config(), "hidden_size", None) for one in (model, other)]
     if widths[0] == widths[1] and words(lines)["input_ids"] == tokenizer(lines)["input_ids"]:
-        near = fidelity(other, model, tokenizer, lines)
+        near = fidelity(other, model, tokenizer, lines, max_length=length)
         return {"nn10": near.neighbour_overlap, "cosine": near.cosine, "hidden_error": near.hidden_error}
     sides = ((other, words), (model, tokenizer))
-    found = [nearest_neighbours(sentence_embeddings(*side, lines), NEIGHBOURS) for side in sides]
+    found = [nearest_neighbours(sentence_embeddings(*side, lines, max_length=length), NEIGHBOURS) for side in sides]
     return {"nn10": neighbour_overlap(*found)}
 
 

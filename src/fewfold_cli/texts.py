@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -69,12 +70,14 @@ def _lines(path: Path, source: str, option: str) -> list[str]:
             "one a line (.jsonl), .csv or .tsv: write it as one of these, as pandas' to_csv(index=False) does"
         )
     try:
-        found = [line for line in lines(path) if line.strip()]
+        found = lines(path)
     except UnicodeDecodeError as error:
         raise CalibrationError(f"{option} {source} is no UTF-8 text: {error}") from error
-    if not found:
+    if found:
+        found[0] = found[0].removeprefix("\ufeff")  # as spreadsheets and editors write it
+    if not any(line.strip() for line in found):
         raise CalibrationError(f"{option} {source} holds no text")
-    return found
+    return found if _ending(path, TABLES) else [line for line in found if line.strip()]  # quoted fields span lines
 
 
 def _texts(objects: list[dict[str, Any]], source: str, option: str) -> list[str]:
@@ -122,12 +125,13 @@ def _objects(lines: list[str], source: str, option: str) -> list[dict[str, Any]]
     found: list[dict[str, Any]] = []
     mark = TABLES.get(_ending(Path(source), TABLES) or "", "")
     if mark:
-        lines = [lines[0].removeprefix("\ufeff"), *lines[1:]]  # as spreadsheets write it
-        table = csv.DictReader(lines, delimiter=mark, quoting=csv.QUOTE_MINIMAL if mark == "," else csv.QUOTE_NONE)
+        whole = (f"{line}\n" for line in itertools.dropwhile(lambda line: not line.strip(), lines))
+        table = csv.DictReader(whole, delimiter=mark, quoting=csv.QUOTE_MINIMAL if mark == "," else csv.QUOTE_NONE)
         for number, row in enumerate(table, 2):
             if len(row) > len(table.fieldnames or ()):
                 raise CalibrationError(f"{option} {source}, row {number} has more fields than the header")
-            found.append(dict(row))
+            if any(value and value.strip() for value in row.values()):
+                found.append(dict(row))
         return found
     for number, line in enumerate(lines, 1):
         try:

@@ -107,6 +107,11 @@ def test_neighbours_against_another_model(run, small, encoder, texts):
     assert data["metrics"]["nn10"]["mean"] == pytest.approx(expected.neighbour_overlap)
     assert data["metrics"]["cosine"]["mean"] == pytest.approx(expected.cosine)
     assert "nn10" in run(*arguments).out
+    short = json.loads(run(*arguments, "--eval-limit", 40, "--max-length", 4, "--json").out)
+    expected = fidelity(fewfold.load(encoder), fewfold.load(small.folder), tokenizer, lines, max_length=4)
+    assert short["metrics"]["cosine"]["mean"] == pytest.approx(expected.cosine)
+    assert short["metrics"]["cosine"]["mean"] != pytest.approx(data["metrics"]["cosine"]["mean"], abs=1e-6)
+    assert short["data"]["max_length"] == 4
 
 
 def test_neighbours_against_a_model_of_another_kind(run, encoder, texts, tmp_path):
@@ -175,6 +180,11 @@ def test_perplexity_of_a_text(run, encoder, texts, tmp_path):
         (("--task", "sst2", "--probe", "--against", "other"), "--against is of --task"),
         (("--task", "stsb", "--text", __file__), "--text is of --task"),
         (("--task", "perplexity", "--text", __file__, "--against", "other"), "--against is of --task neighbours"),
+        (("--task", "perplexity", "--text", __file__, "--limit", 5), "--limit is of tasks with examples, not of perpl"),
+        (("--task", "neighbours", "--text", __file__, "--stride", 5), "--stride is of --task squad and perplexity"),
+        (("--task", "stsb", "--epochs", 1), "--epochs is of training: add --finetune, or leave it out"),
+        (("--task", "sst2", "--probe", "--bf16"), "--bf16 is of training"),
+        (("--task", "sst2", "--finetune", "--beams", 2), "--beams is of translation and captions, not of sst2"),
     ],
 )
 def test_errors_are_one_message(arguments, message, run, small, root):

@@ -50,6 +50,10 @@ def test_tables_are_rows(tmp_path):
     spread = tmp_path / "SHEET.CSV"
     spread.write_text("\ufeffsentence,label\nthree,0\n")
     assert rows([str(spread)])[0] == first[1:]
+    quoted.write_text('\ufeffsentence,label\n"First line.\n\nSecond, the same text.",1\n\n  \nthree,0\n')
+    assert rows([str(quoted)])[0] == [{"sentence": "First line.\n\nSecond, the same text.", "label": "1"}, first[1]]
+    (tmp_path / "rows.jsonl").write_text('\ufeff{"text": "one"}\n\n{"text": "two"}\n')
+    assert rows([str(tmp_path / "rows.jsonl")])[0] == [{"text": "one"}, {"text": "two"}]
     quoted.write_text("sentence,label\na,1\nb,c,2\n")
     with pytest.raises(CalibrationError, match="row 3 has more fields than the header"):
         rows([str(quoted)])

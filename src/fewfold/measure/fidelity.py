@@ -111,18 +111,20 @@ class Reference:
 
 
 def fidelity(
-    dense: nn.Module, compressed: nn.Module, tokenizer: Any, texts: Sequence[str], neighbours: int = 10
-) -> Fidelity:
+    dense: nn.Module, compressed: nn.Module, tokenizer: Any, texts: Sequence[str], neighbours: int = 10,
+    max_length: int = 128,
+) -> Fidelity:  # fmt: skip
     """Compare a compressed model with the dense one; for many models make one `Reference` instead.
 
     :param dense: The model to compare with.
     :param compressed: The model to judge, with the same tokenizer and hidden size.
     :param texts: Texts to compare on, better distinct.
     :param neighbours: Size of a neighbourhood.
+    :param max_length: Tokens per text; what is longer is cut.
     :return: The three figures.
     :raises ValueError: If there are too few texts to have that many neighbours.
     """
-    return Reference(dense, tokenizer, texts, neighbours).compare(compressed)
+    return Reference(dense, tokenizer, texts, neighbours, max_length=max_length).compare(compressed)
 
 
 def sentence_embeddings(
