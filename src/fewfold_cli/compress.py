@@ -74,7 +74,7 @@ def compress(
         from fewfold.measure.parameters import stored_bytes, unique_parameters
         from fewfold.progress import step
 
-        check_output(output, force, files)
+        folder = check_output(output, force, files)
         steps = fewfold.Recipe.of(recipe)
         calibrating, name = texts.calibration_texts(calibration) if calibration else (None, None)
         with step("loading"):
@@ -86,7 +86,7 @@ def compress(
             raise fewfold.RecipeError(f"{option} is of recovery, and none is asked for: give --recover too")
         if recover is not None or steps.recover:
             learning, learned = texts.rows(recover_data) if recover_data else (calibrating, name)
-            work = output.with_name(f"{output.name}.checkpoints")
+            work = folder.with_name(f"{folder.name}.checkpoints")
             if fresh:
                 shutil.rmtree(work, ignore_errors=True)
             recovery = Recovery(learning, texts.excluded(exclude or []), work, learned)

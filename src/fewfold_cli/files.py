@@ -16,11 +16,12 @@ _BESIDE_WEIGHTS = (
 _OTHER_EXPORTS = ("onnx/*", "openvino/*", "*.index.json")
 
 
-def check_output(folder: Path, force: bool, source: Path | None = None) -> None:
+def check_output(folder: Path, force: bool, source: Path | None = None) -> Path:
     """Refuse to write where something stands, before any work is done.
 
     :param force: allow to replace a folder that holds a model, and only such a folder.
     :param source: the folder that is read, which must not be replaced.
+    :return: the folder, resolved.
     :raises CheckpointError: saying what stands there and what to do.
     """
     from fewfold import CheckpointError
@@ -32,14 +33,12 @@ def check_output(folder: Path, force: bool, source: Path | None = None) -> None:
         inside = folder.resolve()
         if inside == source.resolve() or inside in source.resolve().parents:
             raise CheckpointError(f"{folder} holds the model that is read; write to another folder")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        check_writable(folder)
-        return
-    if not force:
-        raise CheckpointError(f"{folder} exists and is not empty; give another folder, or --force to replace it")
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} is not empty and holds no model: --force replaces models only")
-    check_writable(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        if not force:
+            raise CheckpointError(f"{folder} exists and is not empty; give another folder, or --force to replace it")
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder} is not empty and holds no model: --force replaces models only")
+    return check_writable(folder)
 
 
 def check_files(*files: Path | None) -> None:

@@ -98,7 +98,7 @@ def train(
     that was stopped goes on when the same command is given again.
     """
     with working(verbose):
-        check_output(output, force)
+        folder = check_output(output, force)
         from fewfold import TaskError
         from fewfold.lm.config import LMTraining
         from fewfold.lm.run import train_lm
@@ -126,9 +126,9 @@ def train(
             weight_dropout=weight_dropout, variational=variational, loss=loss, eos_token_id=corpus.boundary,
             loss_noise="unigram" if tokenizer is not None and loss != "full" else "log_uniform",
         )  # fmt: skip
-        checkpoints = output.with_name(f"{output.name}.checkpoints")
+        checkpoints = folder.with_name(f"{folder.name}.checkpoints")
         trained = train_lm(config, corpus, settings, checkpoints=checkpoints, resume=not fresh, recipe=recipe)
-        save_lm(trained, corpus.tokenizer, output)
+        save_lm(trained, corpus.tokenizer, folder)
         shutil.rmtree(checkpoints, ignore_errors=True)
         if as_json:
             print_json({"folder": str(output), **trained.to_dict()})

@@ -129,10 +129,12 @@ def test_other_tokens_are_refused(run, encoder, small, texts, tmp_path):
     assert "for example" in result.err
 
 
-def test_compress_recovers_in_one_command(run, encoder, texts, tmp_path):
+def test_compress_recovers_in_one_command(run, encoder, texts, tmp_path, monkeypatch):
     out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.chdir(out)
     options = ["-r", "low-rank", "-b", "parameters=1/2 of linears", "-c", texts, "--recover", "10 steps", "--json"]
-    result = run("compress", encoder, out, *options)
+    result = run("compress", encoder, ".", *options)
     assert result.code == 0, result.err
     content = json.loads((out / "distill.json").read_text())
     assert content["phases"][0]["steps"] == 10

@@ -106,6 +106,16 @@ def test_the_same_command_goes_on(run, files, tmp_path, monkeypatch):
     assert seen == [*range(10)]
 
 
+def test_the_working_directory_can_be_written(run, files, tmp_path, monkeypatch):
+    out = tmp_path / "lm"
+    out.mkdir()
+    monkeypatch.chdir(out)
+    result = train(run, files, ".", "--steps", 2)
+    assert result.code == 0, result.err
+    assert [path.name for path in tmp_path.iterdir()] == ["lm"]
+    assert AutoModelForCausalLM.from_pretrained(out).config.hidden_size == 16
+
+
 def test_another_tokenizer(run, files, encoder, tmp_path):
     result = train(run, files, tmp_path / "lm", "--steps", 3, "--tokenizer", encoder, "--json")
     assert result.code == 0, result.err

@@ -15,6 +15,7 @@ from fewfold.lm.checkpoints import STATE, TENSORS, take_optimizer_tensors
 from fewfold.lm.config import LMTraining
 from fewfold.lm.judge import judge
 from fewfold.lm.run import train_lm
+from fewfold.lm.saving import save_lm
 from fewfold.lm.training import LMTrainer
 from fewfold.models import SlimLMConfig
 
@@ -85,6 +86,17 @@ def test_a_killed_training_ends_where_another_ends(model, settings, corpus, tmp_
     assert (resumed.progress.best_step, resumed.progress.tokens) == (whole.progress.best_step, whole.progress.tokens)
     assert (tmp_path / "history.jsonl").read_text().splitlines() == [json.dumps(point) for point in resumed.points]
     assert losses(whole)[-1] < losses(whole)[0] - 0.03
+
+
+def test_what_was_begun_anew_does_not_come_back(corpus, tmp_path, monkeypatch):
+    for step, settings, resume in ((8, training(steps=12), True), (3, training(steps=12, checkpoint_minutes=9), False)):
+        live = kill_at(monkeypatch, step)
+        with pytest.raises(Killed):
+            train_lm(config(corpus), corpus, settings, checkpoints=tmp_path, resume=resume)
+        live()
+    found = train_lm(config(corpus), corpus, training(steps=12), checkpoints=tmp_path)
+    assert [point["step"] for point in found.points if point["kind"] == "train"] == list(range(1, 13))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-12", "history.jsonl"]
 
 
 def test_dropout_goes_on_where_it_was(corpus, tmp_path, monkeypatch):
@@ -259,6 +271,14 @@ def test_steps_of_adam_come_back_to_where_it_counts_them(fused, device):
     take_optimizer_tensors(linear, optimizer, given)
     kept = optimizer.state[linear.weight]
     assert (kept["step"].device.type, kept["exp_avg"].device.type) == (device, "meta")
+
+
+def test_other_files_are_not_saved_over(corpus, tmp_path):
+    trained = train_lm(config(corpus), corpus, training(steps=1))
+    (tmp_path / "mine.csv").write_text("1")
+    with pytest.raises(CheckpointError, match=r"holds files and no model"):
+        save_lm(trained, corpus.tokenizer, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.csv"]
 
 
 def test_built_from_a_recipe(corpus, tmp_path, monkeypatch):

@@ -40,6 +40,13 @@ def check_writable(folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that others see as it was before or as it is now, never in part."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+
+
 @contextmanager
 def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder to write into, that takes its place only when the block ends without an error.

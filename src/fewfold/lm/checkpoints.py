@@ -39,6 +39,12 @@ def write_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state:
     return target
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Let go of every checkpoint, one that is half written too."""
+    for found in (*folder.glob("checkpoint-*"), *folder.glob("partial")):
+        shutil.rmtree(found)
+
+
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Read the newest checkpoint of a folder: tensors and state, or None where there is none.
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fewfold.checkpoint.folders import write_whole
+
 FILE = "history.jsonl"
 
 
@@ -34,7 +36,7 @@ class History:
             return
         lines = self._file.read_text(encoding="utf-8").splitlines()[:count] if self._file.is_file() else []
         self.points = [json.loads(line) for line in lines]
-        self._file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_whole(self._file, "".join(f"{line}\n" for line in lines))
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The points of one kind."""

@@ -28,6 +28,7 @@ from fewfold.lm.checkpoints import (
     own_tensors,
     read_checkpoint,
     rebuilt,
+    remove_checkpoints,
     skeleton,
     take_optimizer_tensors,
     take_tensors,
@@ -133,7 +134,9 @@ class LMTrainer:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        found = read_checkpoint(self.folder) if self.resume else None
+        if not self.resume:
+            remove_checkpoints(self.folder)
+        found = read_checkpoint(self.folder)
         if found is None:
             self.history.go_on(0)
             return
