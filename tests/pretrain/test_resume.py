@@ -7,11 +7,13 @@ from fewfold import CheckpointError
 from fewfold.pretrain import run as runs
 from fewfold.pretrain import training as loop
 from fewfold.pretrain.build import build_masked_lm
+from fewfold.pretrain.checkpoints import complete, last_complete
 from fewfold.pretrain.config import PretrainConfig
 from fewfold.pretrain.masking import Masking
 from fewfold.pretrain.run import pretrain_and_save, pretrain_masked_lm
 from fewfold.pretrain.text import train_tokenizer, windows
 from fewfold.pretrain.trainer import PretrainTrainer
+from fewfold.training.history import TrainingHistory
 
 LINES = [f"{a} {b} {c} {a}" for a in ("red", "blue") for b in ("cats", "dogs") for c in ("see", "like")] * 8
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -89,6 +91,26 @@ def test_the_older_checkpoint_stays_until_the_newer_is_whole(tmp_path, kill, mon
     assert (tmp_path / "c" / "checkpoint-2" / "history.json").is_file()
     losses, _ = learned(tmp_path / "c", config())
     assert losses == pytest.approx(learned(tmp_path / "whole", config())[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_what_is_half_written_takes_no_place(kept, tmp_path):
+    for step, whole in ((250, True), (500, True), (1000, False), (750, True)):  # resumed with other checkpoint_steps
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        if whole:
+            complete(checkpoint, TrainingHistory(), kept)
+    assert last_complete(tmp_path).name == "checkpoint-750"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-500", "checkpoint-750"][-kept:]
+
+
+def test_which_run_a_folder_is_of_is_written_once(tmp_path, kill, monkeypatch):
+    kill(3)
+    with pytest.raises(Killed):
+        learned(tmp_path, config())
+    kill(None)
+    monkeypatch.setattr(loop, "begin", None)  # other processes read it while a run goes on
+    assert len(learned(tmp_path, config())[0]) == 6
 
 
 @pytest.mark.parametrize(

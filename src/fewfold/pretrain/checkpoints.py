@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fewfold.checkpoint.folders import write_whole
 from fewfold.errors import CheckpointError
 from fewfold.training.history import TrainingHistory
 from fewfold.training.identity import config_of
@@ -26,8 +26,13 @@ def identity_of(model: Any) -> dict[str, Any]:
 
 def last_complete(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; a history is the last thing that comes into one."""
+    return next(iter(_complete(folder)), None)
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Complete checkpoints, the newest first."""
     found = [path for path in folder.glob("checkpoint-*") if (path / MARK).is_file()]
-    return max(found, key=_step_of, default=None)
+    return sorted(found, key=_step_of, reverse=True)
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -47,18 +52,17 @@ def go_on(folder: Path, checkpoint: Path, run: dict[str, Any], history: Training
         setattr(history, name, value)
 
 
-def begin(folder: Path, run: dict[str, Any], anew: bool) -> None:
-    """Write down which run this folder is of; a new one clears what another has left."""
+def begin(folder: Path, run: dict[str, Any]) -> None:
+    """Clear what another run has left, and write down which one this folder is of."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("checkpoint-*") if anew else ():
+    for stale in folder.glob("checkpoint-*"):
         shutil.rmtree(stale)
-    (folder / RUN).write_text(json.dumps(run), encoding="utf-8")
+    write_whole(folder / RUN, json.dumps(run))
 
 
 def complete(checkpoint: Path, history: TrainingHistory, kept: int) -> None:
-    """Mark a checkpoint as complete, in one step, and remove all but so many."""
-    partial = checkpoint / f"{MARK}.partial"
-    partial.write_text(json.dumps(asdict(history)), encoding="utf-8")
-    os.replace(partial, checkpoint / MARK)
-    for old in sorted(checkpoint.parent.glob("checkpoint-*"), key=_step_of)[:-kept]:
+    """Mark a checkpoint as complete, in one step; it and the newest other complete ones are kept, so many in all."""
+    write_whole(checkpoint / MARK, json.dumps(asdict(history)))
+    others = [path for path in _complete(checkpoint.parent) if path != checkpoint]
+    for old in {*checkpoint.parent.glob("checkpoint-*")} - {checkpoint, *others[: kept - 1]}:
         shutil.rmtree(old)

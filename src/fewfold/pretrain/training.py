@@ -62,8 +62,8 @@ def pretrain(
     run = json.loads(json.dumps({"settings": settings.of_the_run(), **(identity or {})}))
     if known is not None:
         go_on(folder, known, run, history)
-    if trainer.is_world_process_zero():
-        begin(folder, run, anew=known is None)
+    elif trainer.is_world_process_zero():
+        begin(folder, run)
     callback.before = history.seconds
     with quick_on_processors(settings.bf16), forward_restored(model):
         trainer.train(resume_from_checkpoint=None if known is None else str(known))
