@@ -84,6 +84,20 @@ def test_marks_of_the_model_are_the_tokenizers(family):
     )
 
 
+@pytest.mark.parametrize(("family", "begins"), [("bert", 0), ("roberta", 1), ("mpnet", 2)])
+def test_windows_of_full_length_have_positions(family, begins, tmp_path):
+    """RoBERTa counts positions from behind the padding token's id, which is 0 here; in MPNet it is always 1."""
+    tokenizer = train_tokenizer(LINES, 90)
+    chosen = config(family=family, training={**TRAINING, "steps": 2})
+    rows = windows(tokenizer, LINES, 16)
+    model = build_masked_lm(chosen, tokenizer)
+    history = pretrain_masked_lm(model, Masking.of(tokenizer), rows[:-6], rows[-6:], chosen, folder=tmp_path)
+    assert math.isfinite(history.held_out[-1]["loss"])
+    assert model.config.max_position_embeddings == 16 + begins
+    given = config(family=family, model={**TINY, "max_position_embeddings": 20})
+    assert build_masked_lm(given, tokenizer).config.max_position_embeddings == 20
+
+
 @pytest.mark.parametrize("methods", [None, [{"method": "embedding_sharing"}]])
 def test_learns_and_goes_on(tmp_path, methods):
     chosen = config(methods=methods)

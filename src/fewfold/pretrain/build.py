@@ -36,6 +36,8 @@ def build_masked_lm(config: PretrainConfig, tokenizer: Any) -> Any:
         else:
             marks = _marks(AutoConfig.for_model(config.family), tokenizer)
             made = AutoConfig.for_model(config.family, **{**marks, **fields})
+            if "max_position_embeddings" not in config.model:
+                made.max_position_embeddings += _first_position(made)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
             model = AutoModelForMaskedLM.from_config(made)
@@ -46,6 +48,17 @@ def build_masked_lm(config: PretrainConfig, tokenizer: Any) -> Any:
     if config.methods:
         compress(model, Recipe.model_validate({"methods": config.methods}), fit=False, seed=config.training.seed)
     return model
+
+
+def _first_position(config: Any) -> int:
+    """Where a text's positions begin: some families (RoBERTa's) count them from behind the padding token's id."""
+    from transformers import AutoModelForMaskedLM
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = AutoModelForMaskedLM.from_config(config)
+    tables = [module.position_embeddings for module in model.modules() if hasattr(module, "position_embeddings")]
+    padding = [getattr(table, "padding_idx", None) for table in tables]
+    return max((place + 1 for place in padding if place is not None), default=0)
 
 
 def _marks(usual: Any, tokenizer: Any) -> dict[str, int]:
