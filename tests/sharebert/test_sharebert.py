@@ -383,6 +383,34 @@ def test_a_plain_model_can_be_compressed():
     np.testing.assert_allclose(layer.intermediate.assembled_weight().detach().numpy(), wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [ShareBertModel, ShareBertForMaskedLM])
+def test_a_plain_model_is_edited_by_itself(kind):
+    model = random_model(kind)
+    before = first(model)
+    plain = materialize(model)
+    with torch.no_grad():
+        for name in plain.base_model.maps():
+            plain.base_model.get_submodule(name).weight.mul_(2)
+    torch.testing.assert_close(first(model), before, rtol=0, atol=0)
+    assert float((first(plain) - before).abs().max()) > 0.01
+
+
+def test_a_text_without_a_token_stays_finite():
+    model, found = random_model(), []
+    values = batch()
+    values["attention_mask"][1] = 0
+    for asked in (False, True):
+        model.zero_grad()
+        output = model(**values, output_attentions=asked)
+        output.last_hidden_state.square().sum().backward()
+        found.append([output.last_hidden_state, *(p.grad for p in model.parameters() if p.grad is not None)])
+    for fused, plain in zip(*found, strict=True):
+        assert bool(plain.isfinite().all())
+        torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-4)
+    assert not output.attentions[0][1].any()
+    torch.testing.assert_close(output.attentions[0][0].sum(-1), torch.ones(HEADS, 7))
+
+
 def test_carved_rows_of_the_default_size_are_recorded():
     saved = ShareBertConfig(vocab_size=30600, carved_rows=30528).to_diff_dict()
     assert ShareBertConfig(**saved).carved_rows == 30528

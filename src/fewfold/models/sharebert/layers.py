@@ -66,15 +66,19 @@ class ShareBertAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """``(batch, length, hidden)`` to the same, and the probabilities ``(batch, heads, length, length)`` if asked.
 
-        :param mask: false or ``-inf`` where nothing is attended to, broadcast to ``(batch, heads, length, length)``.
+        :param mask: false where nothing is attended to, broadcast to ``(batch, heads, length, length)``; who may attend
+            to nothing at all gets zeros.
         """
         query, key, value = (self._split(one(hidden_states)) for one in (self.query, self.key, self.value))
         dropout, probabilities = self.dropout if self.training else 0.0, None
         if output_attentions:
             scores = query @ key.transpose(-1, -2) * self.scale
-            if mask is not None:
-                scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-            probabilities = F.dropout(scores.softmax(-1), dropout)
+            if mask is None:
+                probabilities = scores.softmax(-1)
+            else:  # finite, gradients too, where nothing may be attended to: zeros, as fused attention gives
+                lowest = torch.finfo(scores.dtype).min
+                probabilities = scores.masked_fill(~mask, lowest).softmax(-1).masked_fill(~mask, 0.0)
+            probabilities = F.dropout(probabilities, dropout)
             context = probabilities @ value
         else:
             context = F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=self.scale)

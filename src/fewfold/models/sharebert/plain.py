@@ -34,7 +34,10 @@ def materialize(model: Model) -> Model:
     state = {
         name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{prefix}store.expansion.")
     }
-    weights = {slot: body.store(slot).t().detach().contiguous() for slot in dict.fromkeys(body.maps().values())}
+    weights = {
+        slot: body.store(slot).t().detach().clone(memory_format=torch.contiguous_format)  # the store keeps its own
+        for slot in dict.fromkeys(body.maps().values())
+    }
     state.update({f"{prefix}{name}.weight": weights[slot] for name, slot in body.maps().items()})
     plain.load_state_dict(state, assign=True)
     plain.tie_weights()
