@@ -6,6 +6,8 @@ and pass everything else through.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -38,27 +40,36 @@ def install_resizing() -> None:
 def _resizing(original: Any) -> Any:
     @wraps(original)
     def _resize_token_embeddings(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if structure_of(self) is None:
-            return original(self, *args, **kwargs)
-        for module in (self.get_input_embeddings(), self.get_output_embeddings()):
-            _refuse_unless_resizable(module)
-        trained = {name: parameter.requires_grad for name, parameter in self.named_parameters()}
-        pointers = {
-            name: module for name, module in self.named_modules() if isinstance(module, TiedHead | EmbeddingAlias)
-        }
-        original(self, *args, **kwargs)
-        # set_input_embeddings puts the table itself where pointers stood; two owners would be saved twice
-        for name, pointer in pointers.items():
-            parent, _, child = name.rpartition(".")
-            self.get_submodule(parent)._modules[child] = pointer
-            pointer.weight = pointer.table.weight.new_empty(pointer.table.num_embeddings, 0)
-        # the method copies requires_grad from .weight, which is only a placeholder here
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(trained.get(name, parameter.requires_grad))
-        record_sizes(self)
+        with resizing(self):
+            original(self, *args, **kwargs)
         return self.get_input_embeddings()
 
     return _resize_token_embeddings
+
+
+@contextmanager
+def resizing(model: Any) -> Iterator[None]:
+    """Rows of tables and heads may change inside; of a compressed model, pointers and the record follow.
+
+    :raises TargetError: if a table or head cannot change its number of rows.
+    """
+    if structure_of(model) is None:
+        yield
+        return
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        _refuse_unless_resizable(module)
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    pointers = {name: module for name, module in model.named_modules() if isinstance(module, TiedHead | EmbeddingAlias)}
+    yield
+    # set_input_embeddings puts the table itself where pointers stood; two owners would be saved twice
+    for name, pointer in pointers.items():
+        parent, _, child = name.rpartition(".")
+        model.get_submodule(parent)._modules[child] = pointer
+        pointer.weight = pointer.table.weight.new_empty(pointer.table.num_embeddings, 0)
+    # the method copies requires_grad from .weight, which is only a placeholder here
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained.get(name, parameter.requires_grad))
+    record_sizes(model)
 
 
 def _refuse_unless_resizable(module: nn.Module | None) -> None:

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
 
 import fewfold
 from fewfold import LowRank
+from fewfold.measure.parameters import unique_parameters
 from fewfold.models import RecurrentTranslationConfig, RecurrentTranslationModel
 from fewfold.models.slim_tables import SlimTables, make_slim
 from fewfold.summary import stored_numbers
@@ -133,11 +134,16 @@ def test_state_has_constant_size_and_follows_its_beam(sources):
     assert rest.past_key_values.hidden.shape == state.hidden.shape == (2, 3, 20)
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("slim", [False, True])
 @pytest.mark.parametrize("target_size", [None, 17])
-def test_saved_and_loaded(slim, target_size, sources, tmp_path):
+def test_saved_and_loaded(slim, target_size, tied, sources, tmp_path):
     _, ids, mask = sources
-    model = build(decoder_vocab_size=target_size)
+    model = build(decoder_vocab_size=target_size, tie_word_embeddings=tied)
+    assert (model.decoder.embed_tokens.weight is model.encoder.embed_tokens.weight) == (target_size is None)
+    rows = 23 + (target_size or 0) + (0 if tied else target_size or 23)
+    inner = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name and "lm_head" not in name)
+    assert unique_parameters(model) == inner + 16 * rows
     if slim:
         make_slim(model, SlimTables(2, 4))
     targets = torch.randint(3, 17, (3, 5))

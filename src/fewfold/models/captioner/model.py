@@ -65,6 +65,12 @@ class CaptionerModel(MarianPreTrainedModel, GenerationMixin):
         """Put another head in its place."""
         self.lm_head = new_embeddings  # type: ignore[assignment]
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """As every model's; the captions are the decoder's."""
+        table: Any = super().resize_token_embeddings(*args, **kwargs)
+        self.config.decoder_vocab_size = table.num_embeddings
+        return table
+
     def get_encoder(self, modality: str | None = None) -> ImageEncoder:
         """What `generate` runs once an image."""
         return self.encoder

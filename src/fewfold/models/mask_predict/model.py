@@ -47,6 +47,12 @@ class MaskPredictModel(MarianPreTrainedModel):
         self.length_head = nn.Linear(config.d_model, 2 * config.length_span + 1)
         self.post_init()
 
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """Both sides look up one table, whatever the config says of the head."""
+        if all_submodels or self.config.tie_word_embeddings:
+            return super().get_expanded_tied_weights_keys(all_submodels=all_submodels)
+        return {user: home for user, home in (self._tied_weights_keys or {}).items() if user != "lm_head.weight"}
+
     def get_output_embeddings(self) -> nn.Module:
         """The head."""
         return self.lm_head
@@ -54,6 +60,12 @@ class MaskPredictModel(MarianPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Put another head in its place."""
         self.lm_head = new_embeddings  # type: ignore[assignment]
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """As every model's; both sides have one vocabulary."""
+        table: Any = super().resize_token_embeddings(*args, **kwargs)
+        self.config.decoder_vocab_size = table.num_embeddings
+        return table
 
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,

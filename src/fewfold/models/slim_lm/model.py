@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import GenerationMixin
 
 from fewfold.errors import ModelError
@@ -128,7 +129,7 @@ class SlimLMForCausalLM(SlimLMPreTrainedModel, GenerationMixin):
         return self
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        """As every model's, for dense layers.
+        """As every model's, for dense layers; new words have been counted 0 times.
 
         :raises ModelError: for slim layers, whose codes are drawn for one number of words.
         """
@@ -137,7 +138,12 @@ class SlimLMForCausalLM(SlimLMPreTrainedModel, GenerationMixin):
                 f"slim layers have codes for {self.config.vocab_size} words: choose vocab_size before training, or "
                 "resize the dense twin, model.unslim()"
             )
-        return super().resize_token_embeddings(*args, **kwargs) if not self.is_slim else self.get_input_embeddings()
+        if self.is_slim:
+            return self.get_input_embeddings()
+        table = super().resize_token_embeddings(*args, **kwargs)
+        if self.word_counts is not None:
+            self.word_counts = F.pad(self.word_counts, (0, self.config.vocab_size - len(self.word_counts)))
+        return table
 
     def set_word_counts(self, counts: Tensor) -> None:
         """How often each word occurs in the training text, ``(vocab,)``: what ``loss_noise='unigram'`` draws after.

@@ -10,6 +10,8 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
+from fewfold.checkpoint.resize import resizing
+from fewfold.errors import ModelError
 from fewfold.models.translation.config import RecurrentTranslationConfig
 from fewfold.models.translation.decoder import RecurrentDecoder
 from fewfold.models.translation.encoder import RecurrentEncoder
@@ -42,6 +44,12 @@ class RecurrentTranslationModel(PreTrainedModel, GenerationMixin):
                 "lm_head.weight": "encoder.embed_tokens.weight",
             }
         self.post_init()
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """A joint vocabulary has one table, whatever the config says of the head."""
+        if all_submodels or self.config.tie_word_embeddings:
+            return super().get_expanded_tied_weights_keys(all_submodels=all_submodels)
+        return {user: home for user, home in (self._tied_weights_keys or {}).items() if user != "lm_head.weight"}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -81,6 +89,28 @@ class RecurrentTranslationModel(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Put another head in its place."""
         self.lm_head = new_embeddings  # type: ignore[assignment]
+
+    def _resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """The source's table alone, where the target has a vocabulary of its own."""
+        if self.config.decoder_vocab_size is None:
+            return super()._resize_token_embeddings(*args, **kwargs)
+        with resizing(self):
+            self.encoder.embed_tokens = self._get_resized_embeddings(self.encoder.embed_tokens, *args, **kwargs)
+        return self.encoder.embed_tokens
+
+    def resize_decoder_token_embeddings(self, new_num_tokens: int) -> nn.Module:
+        """As Marian's: change the rows of the target's table and of the head.
+
+        :raises ModelError: If the vocabulary is joint.
+        """
+        if self.config.decoder_vocab_size is None:
+            raise ModelError("the vocabulary is joint: call resize_token_embeddings, which resizes both sides")
+        with resizing(self):
+            self.decoder.embed_tokens = self._get_resized_embeddings(self.decoder.embed_tokens, new_num_tokens)
+            self.lm_head = self._get_resized_lm_head(self.lm_head, new_num_tokens)
+        self.config.decoder_vocab_size = new_num_tokens
+        self.tie_weights()
+        return self.decoder.embed_tokens
 
     def get_encoder(self, modality: str | None = None) -> RecurrentEncoder:
         """What `generate` runs once a sentence."""
