@@ -1,12 +1,17 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
-from distill_models import config, make_student, make_teacher
+from distill_models import Killed, config, make_student, make_teacher
 
 from fewfold import DistillError
+from fewfold.distill import run
+from fewfold.distill.examples import Examples
 from fewfold.distill.outputs import Needs
 from fewfold.distill.run import distil
-from fewfold.distill.teachers import LiveTeacher
+from fewfold.distill.teachers import LiveTeacher, _write, cached_teacher, move
+from fewfold.distill.tokens import tokenise
 
 
 @pytest.fixture
@@ -51,8 +56,9 @@ def test_a_cached_teacher_teaches_the_same(terms, teacher, tokenizer, texts, tmp
     assert kept.shape == ((tokens, 16) if terms["hidden"] else (96, 16))
 
 
-def test_logits_are_cached(classifier, tokenizer, texts, tmp_path, calls):
-    settings = config(hidden=[], logits={"temperature": 2.0}, validation=9)
+@pytest.mark.parametrize("count_padding", [False, True])
+def test_logits_are_cached(count_padding, classifier, tokenizer, texts, tmp_path, calls):
+    settings = config(hidden=[], logits={"temperature": 2.0}, count_padding=count_padding, validation=9)
     runs = []
     for cache in (None, tmp_path):
         history = distil(
@@ -76,6 +82,53 @@ def test_what_is_not_kept_is_refused(teacher, tokenizer, texts, tmp_path):
                 teacher, make_student(teacher), texts, config=config(**terms), tokenizer=tokenizer,
                 cache_teacher=tmp_path,
             )  # fmt: skip
+
+
+@pytest.mark.parametrize("terms", [{"hidden": [{}]}, {"hidden": [], "sentence": {}}])
+def test_padding_that_counts_is_not_kept(terms, teacher, tokenizer, texts, tmp_path):
+    with pytest.raises(DistillError, match="leave out the cache, or count_padding"):
+        distil(
+            teacher, make_student(teacher), texts, config=config(count_padding=True, **terms), tokenizer=tokenizer,
+            cache_teacher=tmp_path,
+        )  # fmt: skip
+
+
+def test_a_finished_cache_stays_whatever_becomes_of_a_later_run(teacher, tokenizer, texts, tmp_path, monkeypatch):
+    """Both runs found no cache when they asked, and the second writes once the first has ended."""
+    tokens, needs, seen = tokenise(Examples(texts), tokenizer, 32), Needs(last=True), []
+    mapped = cached_teacher(tmp_path, teacher, needs, True, tokens).arrays["sentence"]
+    (place,) = tmp_path.iterdir()
+    numbers, live = np.array(mapped), LiveTeacher.__call__
+
+    def dying(self, batch):
+        seen.append(len(batch["input_ids"]))
+        if len(seen) == 2:
+            raise Killed
+        return live(self, batch)
+
+    monkeypatch.setattr(LiveTeacher, "__call__", dying)
+    for _ in range(2):  # the first dies, the second does not
+        with pytest.raises(Killed) if not seen else nullcontext():
+            _write(place, LiveTeacher(teacher, needs), ["sentence"], tokens)
+        assert list(tmp_path.iterdir()) == [place]
+        assert np.array_equal(mapped, numbers)
+        assert np.array_equal(cached_teacher(tmp_path, teacher, needs, True, tokens).arrays["sentence"], numbers)
+    assert seen == [64, 32, 64, 32]
+    assert np.abs(numbers).sum(1).all()
+
+
+def test_a_teacher_is_where_training_is_before_it_is_asked(teacher, tokenizer, texts, tmp_path, calls, monkeypatch):
+    moved = []
+
+    def noting(model, device):
+        moved.append((model, device.type, len(calls)))
+        move(model, device)
+
+    monkeypatch.setattr(run, "move", noting)
+    settings = config(hidden=[{}], anchors={"count": 5}, steps=1)
+    distil(teacher, make_student(teacher), texts, config=settings, tokenizer=tokenizer, cache_teacher=tmp_path)
+    assert calls == [5, 64, 32]
+    assert moved == [(teacher, "cuda" if torch.cuda.is_available() else "cpu", 0)]
 
 
 def test_a_teacher_gives_no_gradients(teacher, tokenizer, texts):

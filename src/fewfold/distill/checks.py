@@ -57,6 +57,19 @@ def check_models(teacher: Any, student: Any, tokenizer: Any, student_tokenizer: 
     _check_trainable(student)
 
 
+def check_cache(phases: Sequence[DistillConfig]) -> None:
+    """Whether what a cache keeps of a teacher is what the phases learn from.
+
+    :raises DistillError: saying what to leave out.
+    """
+    if any(phase.masking is not None for phase in phases):
+        raise DistillError("cache_teacher keeps what the teacher says of whole texts: leave out the cache, or masking")
+    if any(phase.count_padding and (phase.hidden or phase.of_vectors) for phase in phases):
+        raise DistillError(
+            "cache_teacher keeps nothing of padding: leave out the cache, or count_padding (count_padding=False)"
+        )
+
+
 def vocabularies_of(tokenizer: Any) -> Any:
     """The tokenizers of an encoder–decoder's two sides; one of both sides comes back as it is."""
     from fewfold.tasks.translation.vocabulary import Vocabularies

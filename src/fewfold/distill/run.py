@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fewfold.distill.checkpoints import last_checkpoint, phase_folder, run_key, work_key
-from fewfold.distill.checks import check_data, check_models, vocabularies_of
+from fewfold.distill.checks import check_cache, check_data, check_models, vocabularies_of
 from fewfold.distill.clock import Clock
 from fewfold.distill.config import DistillConfig
 from fewfold.distill.history import History
@@ -24,7 +24,7 @@ from fewfold.distill.reading import Reading, held_out_count, planned_steps, spli
 from fewfold.distill.records import note_recovery
 from fewfold.distill.sketch import TEXTS, sketch
 from fewfold.distill.stacks import is_seq2seq
-from fewfold.distill.teachers import LiveTeacher, Teacher, cached_teacher
+from fewfold.distill.teachers import LiveTeacher, Teacher, cached_teacher, move
 from fewfold.distill.tokens import TokenisedTexts
 from fewfold.errors import DistillError
 from fewfold.measure.environment import environment
@@ -68,8 +68,8 @@ def distil(
         tokenizer = vocabularies_of(tokenizer)
     check_models(teacher, student, tokenizer, student_tokenizer)
     maskings = [BatchMasking.of(phase, tokenizer) for phase in phases]
-    if cache_teacher is not None and any(maskings):
-        raise DistillError("cache_teacher keeps what the teacher says of whole texts: leave out the cache, or masking")
+    if cache_teacher is not None:
+        check_cache(phases)
     if writes and any(maskings):
         raise DistillError("masking is for models of one stack: an encoder–decoder has noise=… in its place")
     reading = reading or Reading(data, phases, tokenizer, exclude, student)
@@ -111,9 +111,7 @@ def _phase(
     learned, held_out = split_off(tokens, config)
     clock = Clock(planned_steps(config, len(learned)), config.minutes, started)
     check_data(learned, config, clock.steps)
-    objective = Objective(config, student, teacher)
-    objective.prepare(teacher, learned)
-    objective.to(next(student.parameters()).device)
+    objective = Objective(config, student, teacher).to(next(student.parameters()).device)
     first = learned.batch(list(range(min(TEXTS, len(learned)))))
     begun = {
         name: sketch(model, first, objective.needs(side))
@@ -130,6 +128,9 @@ def _phase(
         # what is sharded is no plain model any more: a copy is, and its numbers come back
         pupil = Pupil(copy.deepcopy(student) if is_sharded() else student, objective, live)
         trainer = DistillTrainer(pupil, learned, config, clock, folder, masking, rates)
+        move(teacher, trainer.args.device)  # it says what the anchors are, and what is cached
+        objective.prepare(teacher, learned)
+        objective.to(next(pupil.parameters()).device)
         if cache is not None:
             sentences_only = not config.hidden and config.of_vectors
             with trainer.args.main_process_first():

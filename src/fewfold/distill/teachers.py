@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,10 +37,14 @@ class LiveTeacher:
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Tensor]) -> Outputs:
         """The model's outputs for a batch; it is on the batch's device afterwards."""
-        device = batch["input_ids"].device
-        if next(self.model.parameters()).device != device:
-            self.model.to(device)
+        move(self.model, batch["input_ids"].device)
         return run(self.model.eval(), batch, self.needs)
+
+
+def move(model: Any, device: torch.device) -> None:
+    """Bring a model to a device, unless it is there."""
+    if next(model.parameters()).device != device:
+        model.to(device)
 
 
 class CachedTeacher:
@@ -86,13 +90,27 @@ def cached_teacher(
     names = (["sentence" if sentences_only else "last"] if needs.last else []) + (["logits"] if needs.logits else [])
     key = f"{model_fingerprint(model)}-{tokens.fingerprint()}-{'-'.join(names)}"
     place = Path(folder) / key
-    if not (place / "complete.json").is_file():
+    if not place.is_dir():
         _write(place, LiveTeacher(model, needs), names, tokens)
     return CachedTeacher({name: np.load(place / f"{name}.npy", mmap_mode="r") for name in names}, tokens)
 
 
-def _write(place: Path, teacher: LiveTeacher, names: list[str], tokens: TokenisedTexts, batch_size: int = 64) -> None:
-    place.mkdir(parents=True, exist_ok=True)
+def _write(place: Path, teacher: LiveTeacher, names: list[str], tokens: TokenisedTexts) -> None:
+    """Put a complete cache into its place; where another run was faster, its cache stays."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".partial-") as partial:
+        made = Path(partial) / place.name
+        made.mkdir()
+        _fill(made, teacher, names, tokens)
+        try:
+            os.replace(made, place)
+        except OSError:
+            if not place.is_dir():
+                raise
+
+
+def _fill(folder: Path, teacher: LiveTeacher, names: list[str], tokens: TokenisedTexts, batch_size: int = 64) -> None:
+    """Run the teacher over all texts and write down what it gives, an array a name."""
     order = np.argsort(tokens.lengths, kind="stable")
     arrays: dict[str, np.ndarray] = {}
     device = next(teacher.model.parameters()).device
@@ -105,7 +123,7 @@ def _write(place: Path, teacher: LiveTeacher, names: list[str], tokens: Tokenise
             if name not in arrays:
                 rows = int(tokens.offsets[-1]) if name == "last" else len(tokens)
                 shape = (rows, values.shape[-1])
-                arrays[name] = np.lib.format.open_memmap(place / f"{name}.npy", "w+", np.float16, shape)
+                arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, shape)
             numbers = values.half().cpu().numpy()
             if name == "last":
                 spots = [np.arange(tokens.offsets[p], tokens.offsets[p + 1]) for p in places]
@@ -114,7 +132,6 @@ def _write(place: Path, teacher: LiveTeacher, names: list[str], tokens: Tokenise
                 arrays[name][places] = numbers
     for array in arrays.values():
         array.flush()  # type: ignore[attr-defined]
-    (place / "complete.json").write_text(json.dumps({"texts": len(tokens), "kept": names}) + "\n", encoding="utf-8")
 
 
 def _values(name: str, outputs: Outputs, mask: Tensor) -> Tensor:
