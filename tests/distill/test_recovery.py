@@ -11,6 +11,7 @@ import fewfold
 from fewfold import DistillError, LowRank, Recipe
 from fewfold.checkpoint.config import structure_of
 from fewfold.distill.recovery import Recovery
+from fewfold.distill.rehearsal import rehearse
 from fewfold.distill.tokens import tokenise
 
 PLAIN = LowRank(rank=6, weighting="none")
@@ -32,6 +33,13 @@ def test_one_call_compresses_and_recovers(teacher, tokenizer, texts):
     (record,) = structure_of(model).provenance["recoveries"]
     assert (record["steps"], record["data"]) == (40, "ours")
     assert record["loss_after"] < record["loss_before"]
+
+
+def test_a_rehearsal_leaves_modes_as_they_are(teacher, tokenizer, texts):
+    teacher.train().encoder.layer[0].eval()
+    modes = [module.training for module in teacher.modules()]
+    rehearse(teacher, texts, [config(anchors={"count": 4})], tokenizer, ())
+    assert [module.training for module in teacher.modules()] == modes
 
 
 @pytest.mark.parametrize(

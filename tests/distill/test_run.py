@@ -320,10 +320,11 @@ def test_flags_and_modes_are_as_before(tokenizer, texts):
     student = make_student(teacher)
     student.classifier.requires_grad_(False)
     head = student.classifier.weight.detach().clone()
-    teacher.train()
-    student.train()
-    distil(teacher, student, texts, config=config(freeze_tables=True), tokenizer=tokenizer)
-    assert teacher.training
-    assert student.training
+    teacher.train().bert.encoder.layer[0].eval()
+    student.train().bert.encoder.layer[1].eval()
+    modes = [module.training for model in (teacher, student) for module in model.modules()]
+    settings = config(freeze_tables=True, anchors={"count": 8})
+    distil(teacher, student, texts, config=settings, tokenizer=tokenizer)
+    assert [module.training for model in (teacher, student) for module in model.modules()] == modes
     assert torch.equal(head, student.classifier.weight)
     assert {n.split(".")[0] for n, p in student.named_parameters() if not p.requires_grad} == {"classifier"}

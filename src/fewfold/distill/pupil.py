@@ -13,6 +13,7 @@ from fewfold.distill.config import DistillConfig
 from fewfold.distill.objective import Objective
 from fewfold.distill.outputs import run
 from fewfold.distill.teachers import Teacher
+from fewfold.measure.modes import evaluating
 from fewfold.store import Store
 from fewfold.stored import StoredEmbedding
 from fewfold.training.rounding import Rounding
@@ -61,17 +62,15 @@ class Pupil(nn.Module):
 def training(teacher: nn.Module, student: nn.Module, config: DistillConfig) -> Iterator[None]:
     """Freeze what is not to be trained while the block runs; modes and flags are as before afterwards."""
     flags = {parameter: parameter.requires_grad for parameter in student.parameters()}
-    modes = [(model, model.training) for model in (teacher, student)]
     if config.freeze_tables:
         for table in dense_tables(student):
             table.requires_grad_(False)
     try:
-        yield
+        with evaluating(teacher, student):
+            yield
     finally:
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
-        for model, mode in modes:
-            model.train(mode)
 
 
 def dense_tables(model: nn.Module) -> list[nn.Module]:

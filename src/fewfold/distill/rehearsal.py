@@ -44,14 +44,13 @@ def rehearse(
         folder = phase_folder(checkpoints, number)
         if folder is not None:
             refuse_others(folder, work_key(phase, learned.fingerprint()))
-        objective = Objective(phase, model, model)
-        objective.prepare(model, learned.part(range(min(TEXTS, len(learned)))))
-        objective.to(next(model.parameters()).device)
+        objective = Objective(phase, model, model).to(next(model.parameters()).device)
         masking = BatchMasking.of(phase, words)
         batch = learned.batch(list(range(min(TEXTS, len(learned)))))
         batch = batch if masking is None else masking(batch, 1)
         batch = {name: tensor.to(next(model.parameters()).device) for name, tensor in batch.items()}
         with evaluating(model), torch.no_grad():
+            objective.prepare(model, learned.part(range(min(TEXTS, len(learned)))))
             given = LiveTeacher(model, objective.needs(0))(batch)
             objective(
                 given, LiveTeacher(model, objective.needs(1))(batch), batch, dict.fromkeys(objective.counts(batch), 1.0)
