@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ import transformers as tf
 from tiny_models import inputs, make
 
 from fewfold import CalibrationError
-from fewfold.calibration.cache import Cache
+from fewfold.calibration.cache import Cache, model_fingerprint
 from fewfold.calibration.collect import collect
 from fewfold.calibration.inputs import calibration_batches
 from fewfold.surgery.targets import find_targets
@@ -180,6 +182,18 @@ def test_an_interrupted_run_goes_on_where_it_stopped(bert, batches, tmp_path):
         assert before.keys() == after.keys()
         for name, moments in before.items():
             torch.testing.assert_close(after[name].product, moments.product, rtol=1e-5, atol=1e-7)
+
+
+def test_a_models_fingerprint_follows_all_that_it_computes_with(bert):
+    another = copy.deepcopy(bert)
+    another.config.hidden_act = "relu"
+    renamed = copy.deepcopy(bert)
+    renamed.__class__ = type("Another", (type(bert),), {})
+    moved = copy.deepcopy(bert)
+    moved.pooler.dense.bias.data[0] += 1
+    assert model_fingerprint(bert) == model_fingerprint(make("bert"))
+    assert len({model_fingerprint(model) for model in (bert, another, renamed, moved)}) == 4
+    assert model_fingerprint(torch.nn.Linear(2, 2)) != model_fingerprint(torch.nn.Linear(2, 2))
 
 
 def test_a_damaged_cache_is_calibrated_again(bert, batches, tmp_path):

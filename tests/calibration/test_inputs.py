@@ -4,7 +4,7 @@ from tiny_models import make
 from transformers import BatchEncoding
 
 from fewfold import CalibrationError
-from fewfold.calibration.inputs import calibration_batches, count_tokens, cut_to_pieces, fingerprint
+from fewfold.calibration.inputs import calibration_batches, count_rows, count_tokens, cut_to_pieces, fingerprint
 
 
 class Words:
@@ -83,6 +83,26 @@ def test_fingerprint_follows_the_numbers(bert):
     same = calibration_batches([{"input_ids": torch.tensor([[1, 2, 3]])}], None, bert)
     other = calibration_batches([{"input_ids": [1, 2, 4]}], None, bert)
     assert fingerprint(one) == fingerprint(same) != fingerprint(other)
+
+
+def test_fingerprint_follows_shapes_and_dtypes():
+    ids = torch.arange(64)
+    long, short = ({"input_ids": ids.view(-1, length)} for length in (32, 8))
+    assert fingerprint([long]) != fingerprint([short])
+    whole, real = (torch.zeros(2, 3, dtype=dtype) for dtype in (torch.int64, torch.float64))
+    assert fingerprint([{"x": whole}]) != fingerprint([{"x": real}])
+
+
+def test_a_label_may_be_a_bare_number(bert):
+    batches = calibration_batches([{"labels": 1, "input_ids": [2, 6, 7, 3]}], None, bert)
+    assert count_rows(batches) == (1, 4)
+
+
+def test_texts_are_cut_at_the_last_position_that_a_model_can_use():
+    model = make("roberta")  # its 40 positions begin behind the padding token's
+    (batch,) = calibration_batches(["a" * 60], Words(), model, max_length=64)
+    assert batch["input_ids"].shape == (1, 38)
+    model(**batch)
 
 
 def test_pieces_keep_every_word_in_order_and_vary_in_length():

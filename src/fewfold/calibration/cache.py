@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewfold.calibration.statistics import Moments, Statistics
+from fewfold.training.identity import config_of
 
-VERSION = "2"
+VERSION = "3"
 
 
 def cache_folder() -> Path:
@@ -27,8 +28,10 @@ def cache_folder() -> Path:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """A hash of every name, shape and number of a model."""
-    digest = hashlib.blake2b(digest_size=16)
+    """A hash of all that a model computes with: class, config, and every name, shape and number."""
+    digest = hashlib.blake2b(type(model).__name__.encode(), digest_size=16)
+    if hasattr(getattr(model, "config", None), "to_diff_dict"):
+        digest.update(repr(config_of(model)).encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         data = tensor.detach().cpu().contiguous()

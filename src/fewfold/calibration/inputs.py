@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fewfold.errors import CalibrationError
+from fewfold.measure.inputs import clipped_length
 
 Batch = dict[str, Tensor]
 
@@ -82,7 +83,7 @@ def count_rows(batches: Iterable[Batch]) -> tuple[int, int]:
     """How many texts (or images) and how many tokens the batches hold, padding left out."""
     texts = tokens = 0
     for batch in batches:
-        first, mask = next(iter(batch.values())), batch.get("attention_mask")
+        first, mask = next(tensor for tensor in batch.values() if tensor.dim()), batch.get("attention_mask")
         texts += first.shape[0]
         tokens += int(mask.sum()) if mask is not None else first.shape[0] * first.shape[-1]
     return texts, tokens
@@ -149,7 +150,7 @@ def _rows(calibration: Any) -> Iterable[Any]:
 
 
 def _tokenize(texts: list[str], tokenizer: Any, model: nn.Module, size: int, max_length: int) -> Iterable[Batch]:
-    limit = min(max_length, getattr(getattr(model, "config", None), "max_position_embeddings", None) or max_length)
+    limit = clipped_length(getattr(model, "config", None), max_length)
     padded = tokenizer.pad_token is not None
     order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), index))
     step = size if padded else 1
@@ -194,12 +195,12 @@ def _finish(batch: Batch, model: nn.Module, device: torch.device) -> Batch:
 
 
 def fingerprint(batches: Iterable[Batch]) -> str:
-    """A short hash of all inputs, the same on every machine."""
+    """A short hash of all inputs and their shapes, the same on every machine."""
     digest = hashlib.blake2b(digest_size=16)
     for batch in batches:
         for name in sorted(batch):
-            digest.update(name.encode())
             tensor = batch[name].detach().cpu().contiguous()
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             if tensor.dtype == torch.bfloat16:  # which numpy has not
                 tensor = tensor.view(torch.int16)
             digest.update(tensor.numpy().tobytes())
