@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from tiny_models import inputs, make
+from tiny_models import VOCAB, inputs, make, randomized
 
 from fewfold import CalibrationError
 from fewfold.calibration.cache import Cache, model_fingerprint
@@ -149,6 +149,26 @@ def test_every_target_of_every_family_is_seen(name):
     for target in targets:
         assert statistics.input_moments(target) is not None, target.name
         assert statistics.output_metric(target).shape == (target.rows, target.rows), target.name
+
+
+def opt():
+    return tf.OPTForCausalLM(tf.OPTConfig(
+        vocab_size=VOCAB, hidden_size=16, word_embed_proj_dim=16, ffn_dim=24, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=40,
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["gpt2_lm", "llama_lm", "opt"])
+def test_padding_counts_nowhere(name):
+    """OPT's feed-forward layers read the tokens of all texts in one row."""
+    model, batch = randomized(opt) if name == "opt" else make(name), inputs("gpt2_lm")
+    targets = [target for target in find_targets(model) if not target.head and target.kind == "linear"]
+    statistics = collect(model, targets, calibration_batches([batch], None, model))
+    real = int(batch["attention_mask"].sum())
+    assert real < batch["attention_mask"].numel()
+    for target in targets:
+        assert statistics.input_moments(target).count == real, target.name
+        assert statistics.gradients[target.module].count == real, target.name
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(bert, batches, tmp_path):

@@ -199,18 +199,22 @@ def padding_mask(batch: Batch, name: str, tensor: Tensor, step: int | None = Non
     """The padding mask that belongs to a module's input, or None where every row counts.
 
     :param name: the module's name; a decoder's own tokens have a mask of their own.
-    :param tensor: its input: ids ``(batch, length)``, hidden states ``(batch, length, width)``, or those of one step of
-        a recurrent layer ``(batch, width)``.
+    :param tensor: its input: ids ``(batch, length)``, hidden states ``(batch, length, width)`` or
+        ``(batch · length, width)``, or those of one step of a recurrent layer ``(batch, width)``.
     :param step: which of a module that is called at every step.
     """
     lead = tuple(tensor.shape[:-1] if tensor.is_floating_point() else tensor.shape)
     decoder = "decoder" in name.split(".") and not reads_memory(name)
     for key in ("decoder_attention_mask", "attention_mask") if decoder else ("attention_mask",):
         mask = batch.get(key)
-        if mask is not None and tuple(mask.shape) == lead:
+        if mask is None:
+            continue
+        if tuple(mask.shape) == lead:
             return mask.bool()
-        if mask is not None and step is not None and (mask.shape[0],) == lead and step < mask.shape[1]:
+        if step is not None and (mask.shape[0],) == lead and step < mask.shape[1]:
             return mask[:, step].bool()
+        if step is None and (mask.numel(),) == lead:
+            return mask.flatten().bool()
     return None
 
 
