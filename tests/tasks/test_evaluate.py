@@ -130,6 +130,19 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(dies, root, tokenizer, b
     assert len(steps) == before + 36
 
 
+def test_other_examples_are_judged_anew(root, tokenizer, body, tmp_path):
+    settings = {"tokenizer": tokenizer, "finetune": FineTuning(learning_rate=3e-3, epochs=1, batch_size=32)}
+    first = evaluate(body, "sst2", checkpoints=tmp_path / "kept", **settings)
+    dev = root / "glue/sst2/dev.tsv"
+    head, *rows = dev.read_text().splitlines()
+    dev.write_text("\n".join([head, *(f"{row[:-1]}{1 - int(row[-1])}" for row in rows[:-1])]) + "\n")
+    again = evaluate(body, "sst2", checkpoints=tmp_path / "kept", **settings)
+    fresh = evaluate(body, "sst2", **settings)
+    assert again.metrics == fresh.metrics != first.metrics
+    assert again.runs[0].judged.predictions == fresh.runs[0].judged.predictions
+    assert len(fresh.runs[0].judged.predictions) == len(first.runs[0].judged.predictions) - 1
+
+
 def test_limits(root, tokenizer, body):
     settings = FineTuning(epochs=1, batch_size=8, limit=20)
     result = evaluate(body, "sst2", tokenizer=tokenizer, finetune=settings, eval_limit=7)

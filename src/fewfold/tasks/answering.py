@@ -58,6 +58,10 @@ class Answering:
         ]
         return rows, len(self.train.questions[:limit])
 
+    def judged_on(self) -> Sequence[Any]:
+        """The questions to judge on."""
+        return self.dev.questions[: self.eval_limit]
+
     def judge(self, model: nn.Module, batch_size: int, resamples: int) -> Judged:
         """Let a model answer the questions of the dev split, and score its answers."""
         questions = self.dev.questions[: self.eval_limit]

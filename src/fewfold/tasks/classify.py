@@ -48,6 +48,10 @@ class Classification:
         rows = self._tokenized(model, "train", self.train.examples, limit)
         return rows, len(rows)
 
+    def judged_on(self) -> Sequence[Any]:
+        """The examples to judge on, split by split."""
+        return [found.examples[: self.eval_limit] for found in self.dev.values()]
+
     def judge(self, model: nn.Module, batch_size: int, resamples: int) -> Judged:
         """Let a model predict every split to judge on, and score what it says."""
         metrics, records, counts, seconds = {}, [], np.zeros(2, dtype=int), 0.0

@@ -89,7 +89,7 @@ def evaluate(
         judged = work.judge(model, batch_size, resamples)
         runs, described = [Run(seeds[0], None, judged)], describe(model)
     else:
-        judging = (task, max_length, stride, batch_size, eval_limit, resamples, beams)
+        judging = (task, max_length, stride, batch_size, resamples, work.judged_on())
         kept = None if checkpoints is None else KeptRuns(checkpoints, judging)
         runs, described = _train_and_judge(
             model, work, tokenizer, finetune, seeds, batch_size, resamples, kept, checkpoint_minutes

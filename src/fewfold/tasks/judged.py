@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -53,6 +54,9 @@ class Task(Protocol):
 
     def training_rows(self, model: nn.Module, limit: int | None) -> tuple[list[Row], int]:
         """Tokenize the first examples of the training split: the rows, and how many examples they stand for."""
+
+    def judged_on(self) -> Sequence[Any]:
+        """The examples that a fine-tuned model is judged on."""
 
     def judge(self, model: nn.Module, batch_size: int, resamples: int) -> Judged:
         """Let a model predict and score what it says."""

@@ -20,7 +20,7 @@ class KeptRuns:
     """A folder with a folder a seed; an evaluation with other models, data or settings finds nothing in it.
 
     :param folder: Where they stand; made where it is not there.
-    :param settings: Whatever changes a judgement beside what `run_key` knows of a training.
+    :param settings: Whatever changes a judgement beside what `run_key` knows of a training, the examples too.
     """
 
     def __init__(self, folder: str | os.PathLike[str], settings: Any) -> None:

@@ -61,6 +61,10 @@ class Captioning:
         """
         raise TaskError(f"{self.name} has no fine-tuning: train with fewfold caption train, then judge as it is")
 
+    def judged_on(self) -> Sequence[Any]:
+        """Nothing, as nothing is fine-tuned."""
+        return ()
+
     def judge(self, model: nn.Module, batch_size: int, resamples: int) -> Judged:
         """Caption the test images and score what was written: CIDEr-D 0…10, BLEU 0…100."""
         config: Any = model.config

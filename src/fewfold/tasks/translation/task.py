@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -54,6 +55,10 @@ class Translation:
         :raises TaskError: Always.
         """
         raise TaskError(f"{self.name} has no fine-tuning: train with fewfold translation train, then judge as it is")
+
+    def judged_on(self) -> Sequence[Any]:
+        """Nothing, as nothing is fine-tuned."""
+        return ()
 
     def judge(self, model: nn.Module, batch_size: int, resamples: int) -> Judged:
         """Translate the test sentences and score them: BLEU 0…100, and words over the references' words."""
