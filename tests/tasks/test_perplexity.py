@@ -7,7 +7,8 @@ import torch
 import transformers as tf
 
 from fewfold import TaskError
-from fewfold.tasks.perplexity import causal_perplexity, causal_windows, masked_perplexity, perplexity
+from fewfold.models import ShareBertConfig, SlimLMConfig
+from fewfold.tasks.perplexity import Perplexity, causal_perplexity, causal_windows, masked_perplexity, perplexity
 
 TEXTS = ["the film is fine .", "", "she lives in rome , he lives in oslo .", "where is lima ?"]
 
@@ -98,6 +99,28 @@ def test_the_class_decides(tokenizer, gpt2, masked, body):
     assert perplexity(masked, tokenizer, TEXTS, 16, max_tokens=5).words == 5
     with pytest.raises(TaskError, match="BertModel has no language-modelling head"):
         perplexity(body, tokenizer, TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_our_own_language_models_are_known(kind, tokenizer):
+    if kind == "causal":
+        model = tf.AutoModelForCausalLM.from_config(SlimLMConfig(vocab_size=len(tokenizer), hidden_size=16)).eval()
+        expected = causal_perplexity(model, tokenizer, TEXTS, 16)
+    else:
+        config = ShareBertConfig(
+            vocab_size=640, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32,
+            max_position_embeddings=40,
+        )  # fmt: skip
+        model = tf.AutoModelForMaskedLM.from_config(config).eval()
+        expected = masked_perplexity(model, tokenizer, TEXTS, 16)
+    assert expected.kind == kind
+    assert perplexity(model, tokenizer, TEXTS, 16) == expected
+
+
+def test_text_without_spaces_has_a_perplexity_too():
+    found = Perplexity("causal", 3.0, 30000, 100, 512, 256).to_dict()
+    assert found["perplexity"] == pytest.approx(math.exp(3))
+    assert 1e300 < found["word_perplexity"] < math.inf
 
 
 def test_what_makes_no_sense(tokenizer, gpt2, masked):

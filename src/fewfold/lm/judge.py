@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -14,6 +13,7 @@ from torch import nn
 
 from fewfold.lm.step import foretell
 from fewfold.lm.texts import Text
+from fewfold.measure.likelihood import perplexity_of
 from fewfold.measure.modes import evaluating
 from fewfold.progress import bar
 
@@ -40,12 +40,12 @@ class Judgement:
     @property
     def perplexity(self) -> float:
         """Of tokens."""
-        return math.exp(min(self.nll, 700.0))
+        return perplexity_of(self.nll)
 
     @property
     def word_perplexity(self) -> float:
         """The same log-likelihood shared out among words: comparable across tokenizers."""
-        return math.exp(min(self.nll * self.tokens / self.words, 700.0))
+        return perplexity_of(self.nll * self.tokens / self.words)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -72,7 +72,7 @@ def judge(model: nn.Module, text: Text, boundary: int, streams: int = 1) -> Judg
             loss, state = foretell(model, inputs[:, part], labels[:, part], state)
             total += float(loss.double()) * int((labels[:, part] >= 0).sum())
             done = min(first + window, length) * streams
-            advance(done / streams, f"{done:,}/{len(text.ids):,} tokens, ppl {_ppl(total / done):,.1f}")
+            advance(done / streams, f"{done:,}/{len(text.ids):,} tokens, ppl {perplexity_of(total / done):,.1f}")
     seconds = time.perf_counter() - start
     return Judgement(total / len(text.ids), len(text.ids), text.words, text.unknown, seconds)
 
@@ -88,7 +88,3 @@ def _stretches(ids: np.ndarray[Any, Any], boundary: int, streams: int) -> tuple[
         inputs[row, : end - start] = before[start:end]
         labels[row, : end - start] = ids[start:end]
     return torch.from_numpy(inputs), torch.from_numpy(labels)
-
-
-def _ppl(nll: float) -> float:
-    return math.exp(min(nll, 700.0))

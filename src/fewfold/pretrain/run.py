@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ from fewfold.checkpoint.folders import check_writable
 from fewfold.checkpoint.save import save
 from fewfold.errors import TaskError
 from fewfold.measure.environment import environment
+from fewfold.measure.likelihood import perplexity_of
 from fewfold.measure.modes import evaluating
 from fewfold.optional import require
 from fewfold.pretrain.build import build_masked_lm
@@ -126,7 +126,7 @@ def pretrain_and_save(
         begin_at_neighbours(tables, rows[:, 1:-1].flatten().long(), dense=config.neighbours == "all")
     history = pretrain_masked_lm(model, masking, rows, judged, config, folder=state, resume=resume)
     for point in history.held_out:
-        point["perplexity"] = math.exp(min(point["loss"], 700.0))
+        point["perplexity"] = perplexity_of(point["loss"])
     record = {
         "model": describe(model),
         "config": config.model_dump(mode="json"),
@@ -136,7 +136,7 @@ def pretrain_and_save(
             "held_out": {
                 "files": [file.name for file in judged_in],
                 "windows": len(judged),
-                "token_frequencies": {"loss": floor, "perplexity": math.exp(floor)},
+                "token_frequencies": {"loss": floor, "perplexity": perplexity_of(floor)},
             },
             "vocabulary": len(tokenizer),
         },

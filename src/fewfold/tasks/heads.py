@@ -76,10 +76,19 @@ def has_head(model: nn.Module, num_labels: int = 2, kind: Kind = "classification
     :param num_labels: As for `with_head`; not asked where questions are answered.
     :param kind: As for `with_head`.
     """
-    mapping = getattr(transformers, _AUTO[kind])._model_mapping
+    config: Any = getattr(model, "config", None)
+    return is_of(model, _AUTO[kind]) and (kind == "question-answering" or config.num_labels == num_labels)
+
+
+def is_of(model: nn.Module, auto: str) -> bool:
+    """Say whether a model is of the class that an Auto class has for its config, one that was registered too.
+
+    :param model: Any model.
+    :param auto: The Auto class's name.
+    """
+    mapping = getattr(transformers, auto)._model_mapping
     config = getattr(model, "config", None)
-    found = type(config) in mapping and isinstance(model, _classes(mapping[type(config)]))
-    return found and (kind == "question-answering" or config.num_labels == num_labels)  # type: ignore[union-attr]
+    return type(config) in mapping and isinstance(model, _classes(mapping[type(config)]))
 
 
 def _head_class(model: nn.Module, kind: Kind) -> Any:

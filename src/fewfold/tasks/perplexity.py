@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -10,12 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from fewfold.errors import TaskError
 from fewfold.measure.inputs import clipped_length
+from fewfold.measure.likelihood import perplexity_of
 from fewfold.measure.modes import evaluating
 from fewfold.progress import track
+from fewfold.tasks.heads import is_of
 
 _LOGITS = 2**25  # numbers that the logits of a batch may hold
 
@@ -43,12 +43,12 @@ class Perplexity:
     @property
     def perplexity(self) -> float:
         """Of tokens, so it compares models of one tokenizer only."""
-        return math.exp(self.nll)
+        return perplexity_of(self.nll)
 
     @property
     def word_perplexity(self) -> float:
         """The same log-likelihood shared out among words: comparable across tokenizers."""
-        return math.exp(self.nll * self.tokens / self.words)
+        return perplexity_of(self.nll * self.tokens / self.words)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -70,12 +70,14 @@ def perplexity(
     :return: The measure.
     :raises TaskError: If the model has no such head, or there is nothing to foretell.
     """
-    name = type(model).__name__
-    if name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values() and name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        return masked_perplexity(model, tokenizer, texts, max_length, stride or 0, max_tokens)
-    if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+    if is_of(model, "AutoModelForCausalLM"):
         return causal_perplexity(model, tokenizer, texts, max_length, stride, max_tokens)
-    raise TaskError(f"{name} has no language-modelling head: load it with AutoModelForCausalLM or AutoModelForMaskedLM")
+    if is_of(model, "AutoModelForMaskedLM"):
+        return masked_perplexity(model, tokenizer, texts, max_length, stride or 0, max_tokens)
+    raise TaskError(
+        f"{type(model).__name__} has no language-modelling head: load it with AutoModelForCausalLM or "
+        "AutoModelForMaskedLM"
+    )
 
 
 def causal_perplexity(

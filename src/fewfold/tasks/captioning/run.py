@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from fewfold.checkpoint.folders import check_writable
 from fewfold.checkpoint.save import save
 from fewfold.measure.environment import environment
+from fewfold.measure.likelihood import perplexity_of
 from fewfold.pretrain.settings import PretrainSettings
 from fewfold.progress import step
 from fewfold.report.curves import loss_plot
@@ -45,7 +45,7 @@ def train_and_save(
     state = folder.with_name(f"{folder.name}.checkpoints")
     history = train_captioner(model, tokenizer, train, held_out, settings, folder=state, resume=resume)
     for point in history.held_out:
-        point["perplexity"] = math.exp(min(point["loss"], 700.0))
+        point["perplexity"] = perplexity_of(point["loss"])
     shown = {name: value for name, value in sizes.items() if name != "recipe"}
     record = {
         "model": describe(model),
