@@ -89,6 +89,29 @@ def test_it_learns_and_held_out_masks_stay(masked_teacher, tokenizer, texts):
         assert history.held_out[-1]["loss"] == pytest.approx(float(by_hand(student, masked_teacher, masked)), rel=1e-4)
 
 
+@pytest.mark.parametrize("sparse", [True, False])
+def test_parts_without_a_hidden_token_count_for_nothing(masked_teacher, tokenizer, texts, sparse, monkeypatch):
+    monkeypatch.setattr(BatchMasking, "sparse", lambda *_: sparse)
+    data, start = ["@ @ @"] * 6 + texts[:2], make_student(masked_teacher)  # unknown words are never hidden
+    found, students = [], [copy.deepcopy(start) for _ in range(2)]
+    for accumulation, student in zip((1, 4), students, strict=True):
+        settings = config(**SETTINGS, steps=3, accumulation=accumulation, epsilon=1e-4)
+        history = distil(masked_teacher, student, data, config=settings, tokenizer=tokenizer).histories[0]
+        found.append([point["loss"] for point in history.curve])
+    loss = by_hand(start.eval(), masked_teacher, BatchMasking.of(settings, tokenizer)(encoded(tokenizer, data), 1))
+    assert found[0][0] == pytest.approx(loss.item(), rel=1e-5)
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    torch.testing.assert_close(*map(parameters, students), atol=1e-5, rtol=1e-5)
+
+
+def test_texts_that_hide_nothing_teach_nothing(masked_teacher, tokenizer):
+    student = make_student(masked_teacher)
+    history = distil(masked_teacher, student, ["@ @ @"] * 24, config=config(**SETTINGS, steps=1, validation=2),
+                     tokenizer=tokenizer).histories[0]  # fmt: skip
+    assert [point["loss"] for point in (*history.curve, *history.held_out)] == [0.0] * 3
+    assert torch.equal(parameters(student), parameters(make_student(masked_teacher)))
+
+
 def test_a_killed_run_goes_on(masked_teacher, tokenizer, texts, tmp_path, monkeypatch):
     settings = config(**SETTINGS, steps=6, checkpoint_minutes=1e-9)
     start = make_student(masked_teacher)

@@ -162,8 +162,8 @@ class Objective(nn.Module):
             raise DistillError(f"logits of student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ")
         loss = losses.logits_kl if term.kind == "kl" else losses.soft_cross_entropy
         if HIDDEN in batch:
-            hidden = batch[HIDDEN]
-            return loss(self._hidden(student, hidden), self._hidden(teacher, hidden), term.temperature), "masked"
+            own, wanted = (self._hidden(logits, batch[HIDDEN]) for logits in (student, teacher))
+            return loss(own, wanted, term.temperature) if len(own) else own.float().sum(), "masked"
         if student.dim() == 2:
             return loss(student, teacher, term.temperature), "examples"
         mask = self._mask(batch, self.main)
@@ -173,15 +173,17 @@ class Objective(nn.Module):
         """Classes or scores of texts, the tokens of targets, or those that masks hide."""
         if HIDDEN in batch:
             hidden = batch[HIDDEN]
-            return losses.label_loss(self._hidden(logits, hidden), hidden[hidden != losses.IGNORED]), "masked"
+            own, wanted = self._hidden(logits, hidden), hidden[hidden != losses.IGNORED]
+            return losses.label_loss(own, wanted) if len(own) else own.float().sum(), "masked"
         if "targets" not in batch:
             return losses.label_loss(logits, batch["labels"]), "examples"
         value = losses.target_loss(logits, batch["targets"], self.main.mask(batch), self.config.reduction)
         return value, self.main.kind("tokens")
 
     def _hidden(self, logits: Tensor, hidden: Tensor) -> Tensor:
-        """Logits of the hidden tokens, ``(hidden, vocab)``."""
-        return logits.flatten(0, 1) if self.sparse else logits[hidden != losses.IGNORED]
+        """Logits of the hidden tokens, ``(hidden, vocab)``; where none is hidden, models score all of them."""
+        places = hidden != losses.IGNORED
+        return logits.flatten(0, 1) if self.sparse and places.any() else logits[places]
 
     def _heads(
         self,

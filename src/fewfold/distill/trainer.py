@@ -111,7 +111,7 @@ class DistillTrainer(ExactCheckpoints):
         counts = self.criterion.counts(inputs)
         # the Trainer divides by the parts of a step, and gradients are averaged over processes
         scale = self.parts * self.args.world_size
-        losses = model(inputs, {name: scale * count / self.totals[name] for name, count in counts.items()})
+        losses = model(inputs, {name: scale * count / max(self.totals[name], 1) for name, count in counts.items()})
         if not finite(losses):
             raise DistillError(self.trouble("the loss", {name: loss.item() for name, loss in losses.items()}))
         for name, loss in losses.items():
@@ -187,7 +187,7 @@ class DistillTrainer(ExactCheckpoints):
         found: dict[str, float] = {}
         with self.model.rounding.applied():
             for batch, count in zip(batches, counts, strict=True):
-                shares = {name: count[name] / sum(other[name] for other in counts) for name in count}
+                shares = {name: count[name] / max(sum(other[name] for other in counts), 1) for name in count}
                 moved = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
                 for name, loss in self.model(moved, shares, teacher).items():
                     found[name] = found.get(name, 0.0) + float(loss)
