@@ -64,7 +64,7 @@ def last_checkpoint(
             f"{folder} holds checkpoints of a run with other settings, data or student: remove that folder, or start "
             "anew with resume=False (--fresh)"
         )
-    known = state.get("begun", {})
+    known = state.get("sketches", {})
     for name, numbers in (begun or {}).items():
         if name in known and not is_near(known[name], numbers):
             raise DistillError(

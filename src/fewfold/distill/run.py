@@ -135,7 +135,7 @@ def _phase(
             sentences_only = not config.hidden and config.of_vectors
             with trainer.args.main_process_first():
                 pupil.teacher = cached_teacher(cache, teacher, objective.needs(1), sentences_only, learned)
-        marks = {"key": key, "work": work_key(config, learned.fingerprint()), "begun": begun}
+        marks = {"key": key, "work": work_key(config, learned.fingerprint()), "sketches": begun}
         watch = Watch(trainer, marks, held_out, live, saves=checkpoints is not None)
         watch.history.local = gains
         if found is not None:
