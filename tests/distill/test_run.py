@@ -6,11 +6,11 @@ import warnings
 
 import pytest
 import torch
-from distill_models import config, make_student, make_teacher, make_tokenizer, parameters, sentences
+from distill_models import Killed, config, kill_at, make_student, make_teacher, make_tokenizer, parameters, sentences
 from transformers import BertForSequenceClassification, BertModel, BertTokenizerFast, T5Config, T5Model
 
 import fewfold
-from fewfold import DistillError, EmbeddingSharing, LowRank, SharedFactors
+from fewfold import DistillError, EmbeddingSharing, LowRank, SharedFactors, progress
 from fewfold.distill import checks
 from fewfold.distill.pupil import dense_tables
 from fewfold.distill.run import distil
@@ -205,6 +205,15 @@ def test_numbers_that_are_none_stop_the_run_at_once(teacher, tokenizer, texts, t
         teacher.encoder.layer[1].output.dense.weight[0, 0] = float("inf")
     with pytest.raises(DistillError, match=r"the loss is no finite number at step 1 .*Lower learning_rate"):
         distil(teacher, make_student(make_teacher()), texts, config=config(), tokenizer=tokenizer)
+
+
+def test_a_run_that_is_stopped_ends_its_display(teacher, tokenizer, texts, monkeypatch):
+    monkeypatch.setenv("FEWFOLD_PROGRESS", "1")
+    kill_at(monkeypatch, 2)
+    with pytest.raises(Killed) as kept:  # as a notebook keeps an exception, and all that hangs on it
+        distil(teacher, make_student(teacher), texts, config=config(), tokenizer=tokenizer)
+    assert progress._current is None
+    assert kept.value.__traceback__ is not None
 
 
 def test_a_run_without_gain_ends_early_with_its_best_state(teacher, tokenizer, texts, monkeypatch):

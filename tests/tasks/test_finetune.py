@@ -8,7 +8,7 @@ import torch
 import transformers as tf
 
 import fewfold
-from fewfold import LowRank, TaskError
+from fewfold import LowRank, TaskError, progress
 from fewfold.tasks import FineTuning, fine_tune, with_head
 from fewfold.tasks.batches import Padding, by_length, text_rows, token_total
 from fewfold.tasks.glue import Example
@@ -263,3 +263,14 @@ def test_checkpoints_of_another_training_are_refused(tokenizer, body, examples, 
     fine_tune(model, tokenizer, rows, FineTuning(epochs=1), checkpoints=tmp_path / "kept")
     with pytest.raises(TaskError, match=r"kept holds checkpoints of another model, other rows or settings"):
         fine_tune(model, tokenizer, rows, FineTuning(epochs=1), checkpoints=tmp_path / "kept")
+
+
+def test_a_training_that_is_stopped_ends_its_display(tokenizer, body, examples, monkeypatch):
+    monkeypatch.setenv("FEWFOLD_PROGRESS", "1")
+    model = with_head(body, 2)
+    model.classifier.bias.data[0] = float("nan")
+    rows = text_rows(model, tokenizer, examples, 32)
+    with pytest.raises(TaskError, match="the loss became nan") as kept:
+        fine_tune(model, tokenizer, rows, FineTuning(epochs=1, batch_size=8))
+    assert progress._current is None
+    assert kept.value.__traceback__ is not None

@@ -149,6 +149,7 @@ def _phase(
             with quick_on_processors(config.bf16):
                 trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
         finally:
+            watch.stack.close()
             pupil.rounding.restore_()
         return _given_back(pupil, student, watch.history)
 

@@ -33,6 +33,8 @@ class Watch(TrainerCallback):
     :param held_out: texts to measure the loss on, or None.
     :param teacher: gives outputs for them.
     :param saves: whether checkpoints are written.
+
+    Who starts the run closes ``stack`` after it, however it ended.
     """
 
     def __init__(
@@ -119,7 +121,6 @@ class Watch(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Bring the run to its end."""
-        self.stack.close()
         self.finish(state.global_step)
 
     @property

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from fewfold.errors import TaskError
 from fewfold.measure.inputs import clipped_length
-from fewfold.progress import track
+from fewfold.progress import bar
 from fewfold.tasks.batches import Padding, Row
 from fewfold.training.exact import ExactCheckpoints
 from fewfold.training.lengths import even_length, length_stride
@@ -58,7 +59,8 @@ class Tuner(ExactCheckpoints):
         super().__init__(model=model, args=args, train_dataset=list(rows), data_collator=padding)  # type: ignore[arg-type]
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        for callback in (_Progress(), RoundedSteps(rounding), _Watch(self, minutes)):
+        self.progress = _Progress()
+        for callback in (self.progress, RoundedSteps(rounding), _Watch(self, minutes)):
             self.add_callback(callback)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
@@ -93,7 +95,10 @@ class Tuner(ExactCheckpoints):
                 self._load_from_checkpoint(str(found))
                 return int(state["steps"])
         start = time.perf_counter()
-        result = self.train(resume_from_checkpoint=None if found is None else str(found))
+        try:
+            result = self.train(resume_from_checkpoint=None if found is None else str(found))
+        finally:
+            self.progress.stack.close()
         self.seconds += time.perf_counter() - start
         self.check(self.mean_loss(result.global_step), result.global_step)
         return result.global_step
@@ -169,17 +174,13 @@ class _Watch(TrainerCallback):
 
 
 class _Progress(TrainerCallback):
-    """Moves our own bar, step by step."""
+    """Moves our own bar, step by step, until its stack is closed."""
 
-    steps: Iterator[int] = iter(())
+    def __init__(self) -> None:
+        self.stack = ExitStack()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.steps = track(range(state.max_steps + 1), "fine-tuning")
-        for _ in range(state.global_step + 1):
-            next(self.steps)
+        self.advance = self.stack.enter_context(bar("fine-tuning", state.max_steps))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        next(self.steps, None)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.steps.close()  # type: ignore[attr-defined]
+        self.advance(state.global_step, f"{state.global_step}/{state.max_steps}")
