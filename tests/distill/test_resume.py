@@ -95,6 +95,26 @@ def test_a_finished_phase_is_not_trained_again(teacher, tokenizer, texts, tmp_pa
     assert torch.equal(parameters(first), parameters(second))
 
 
+def test_a_phase_that_the_clock_ended_is_not_trained_again(teacher, tokenizer, texts, tmp_path):
+    settings, students, histories = config(steps=None, minutes=0.01, validation=9), [], []
+
+    def run(settings):
+        students.append(make_student(teacher))
+        outcome = distil(teacher, students[-1], texts, config=settings, tokenizer=tokenizer, checkpoints=tmp_path)
+        histories.append(outcome.histories[0])
+
+    for _ in range(2):
+        run(settings)
+    first, second = histories
+    assert first.stopped == second.stopped == "time"
+    assert second.steps == first.steps
+    assert torch.equal(*map(parameters, students))
+    run(settings.changed(minutes=60, steps=first.steps + 2))
+    assert (histories[2].stopped, histories[2].steps) == ("steps", first.steps + 2)
+    run(settings)
+    assert histories[3].steps == first.steps + 2
+
+
 def test_a_phase_that_ended_early_gives_its_best_state_again(teacher, tokenizer, texts, tmp_path):
     """As when a later phase was killed: no further step, and not the last state."""
     settings = config(steps=200, learning_rate=0.3, warmup=0, validation=9, patience=2, evaluate_minutes=1e-9)

@@ -140,7 +140,7 @@ def _phase(
         watch.history.local = gains
         if found is not None:
             watch.restore(found[1], found[0])
-            if watch.has_stalled or clock.is_over(watch.history.steps):
+            if watch.is_over:
                 trainer._load_from_checkpoint(str(found[0]))
                 watch.finish(watch.history.steps)
                 return _given_back(pupil, student, watch.history)

@@ -50,6 +50,7 @@ class Watch(TrainerCallback):
         self.best: dict[str, Tensor] = {}
         self.measured = self.saved = 0.0
         self.pause = 0.0  # seconds of measurements and checkpoints
+        self.timed_out = False  # in the run that is gone on with
         self.stack = ExitStack()
         self.advance: Callable[[float, str], None] = lambda done, count: None
 
@@ -57,12 +58,16 @@ class Watch(TrainerCallback):
         """Go on where a checkpoint was written."""
         self.history, self.stall = History(**state["history"]), state["stall"]
         self.clock.before, self.clock.began = state["history"]["seconds"], state["began"]
+        self.clock.seen = self.clock.before
+        # the last step of a limit of time ended before it: there was no time for another one
+        self.timed_out = self.history.stopped == "time" and self.clock.limit == state.get("limit")
         if (folder / BEST).is_file():
             self.best = load_file(folder / BEST)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure once before the first step, and start the clock."""
         self.clip = clipper(self.config, [p for p in self.trainer.model.parameters() if p.requires_grad])
+        self.history.stopped = ""
         if not self.history.held_out:
             self._measure(0)
         self.pause = 0.0
@@ -113,6 +118,7 @@ class Watch(TrainerCallback):
                 save_file(self.best, folder / BEST)
             content = {
                 **self.marks, "history": asdict(self.history), "began": self.clock.began, "stall": self.stall,
+                "limit": self.clock.limit,
             }  # fmt: skip
             write_state(folder, content)
         seconds = time.perf_counter() - self.save_start
@@ -127,6 +133,11 @@ class Watch(TrainerCallback):
     def has_stalled(self) -> bool:
         """Whether so many measurements brought no gain that the run ends."""
         return self.config.patience is not None and self.stall >= self.config.patience
+
+    @property
+    def is_over(self) -> bool:
+        """Whether what was gone on with had come to its end."""
+        return self.has_stalled or self.timed_out or self.clock.is_over(self.history.steps)
 
     def finish(self, step: int) -> None:
         """Measure once more; where a state before the last was better, it comes back."""
