@@ -73,6 +73,8 @@ def test_evaluation_sentences_are_kept_out():
     rows = [SentencePair("a", "the cat sleeps", 1.0), SentencePair("b", "c", 2.0)]
     found = read_examples(rows, True, forbidden)
     assert (found.texts, found.pairs, found.labels, found.excluded) == (["b"], ["c"], [2.0], 1)
+    with pytest.raises(DistillError, match="exclude is one string; pass a list"):
+        read_examples(texts, False, "the cat sleeps")
     with pytest.raises(DistillError, match="all 1 texts hold sentences"):
         read_examples(["The cat sleeps"], False, forbidden)
 

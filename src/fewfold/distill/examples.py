@@ -75,6 +75,8 @@ def read_examples(data: Any, needs_labels: bool, exclude: Iterable[str] = (), wr
         raise DistillError(
             "data is a dictionary; pass a list of texts, a list of rows, or one split of a datasets.DatasetDict"
         )
+    if isinstance(exclude, str):
+        raise DistillError("exclude is one string; pass a list of sentences")
     rows = [row._asdict() if hasattr(row, "_asdict") else row for row in data]
     if not rows:
         raise DistillError("data is empty: pass texts like those that the model will see")
