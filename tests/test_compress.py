@@ -4,12 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers as tf
 from cases import METHODS, small_config
-from tiny_models import inputs, make
+from tiny_models import inputs, make, outputs
 
 import fewfold
 from fewfold import Budget, BudgetError, Dense, LowRank, Recipe, RecipeError, SubvectorCodes, TargetError, compress
 from fewfold.calibration.statistics import Statistics
+from fewfold.checkpoint.config import structure_of
 from fewfold.measure.parameters import stored_bytes, unique_parameters
 from fewfold.models import SlimLMConfig, SlimLMForCausalLM
 from fewfold.surgery.targets import find_targets, read_bias
@@ -295,3 +297,30 @@ def test_fresh_recurrent_layers_keep_their_open_gates():
     zeros = torch.nn.ModuleDict({"table": torch.nn.Embedding(200, 16), "lstm": torch.nn.LSTM(16, 16)})
     compress(zeros, fewfold.EmbeddingSharing(bias_init="zeros"), fit=False)
     assert float(zeros["lstm"].bias_hh_l0.abs().max()) == 0
+
+
+def test_models_of_one_config_stay_apart(tmp_path):
+    config = make("bert").config
+    teacher, student = tf.BertModel(config).eval(), tf.BertModel(config).eval()
+    plain = outputs(teacher, "bert")
+    run(student, LowRank(rank=4, weighting="none"))
+    small = outputs(student, "bert")
+    assert structure_of(teacher) is None
+    assert student.encoder.config is student.config
+    with pytest.raises(TargetError, match="not compressed"):
+        fewfold.densify(teacher)
+    for model, name, expected in ((teacher, "teacher", plain), (student, "student", small)):
+        fewfold.save(model, tmp_path / name)
+        assert torch.equal(outputs(fewfold.load(tmp_path / name), "bert"), expected)
+    torch.testing.assert_close(outputs(fewfold.densify(student), "bert"), small, rtol=1e-4, atol=1e-5)
+
+
+def test_a_dense_model_of_a_compressed_ones_config_has_no_records(tmp_path):
+    model = run(make("bert_mlm"), [LowRank(rank=4, weighting="none"), Dense(targets="embeddings", stored_dtype="int8")])
+    fresh = tf.AutoModelForMaskedLM.from_config(model.config).eval()
+    assert not fewfold.summary(fresh).rows
+    run(fresh, LowRank(targets="*.query", rank=3, weighting="none"))
+    assert [row.target.split(".")[-1] for row in fewfold.summary(fresh)] == ["query", "query"]
+    assert not structure_of(fresh).ties
+    fewfold.save(fresh, tmp_path / "out")
+    assert torch.equal(outputs(fewfold.load(tmp_path / "out"), "bert_mlm"), outputs(fresh, "bert_mlm"))

@@ -18,8 +18,8 @@ from fewfold.calibration.cache import Cache, model_fingerprint
 from fewfold.calibration.collect import collect
 from fewfold.calibration.inputs import Batch, calibration_batches, count_rows, count_tokens, fingerprint
 from fewfold.calibration.statistics import NO_STATISTICS, Statistics
-from fewfold.checkpoint.config import FewfoldConfig, structure_of
-from fewfold.checkpoint.rebuild import record_of, ties_of
+from fewfold.checkpoint.config import carry, structure_of
+from fewfold.checkpoint.rebuild import present, record_of, ties_of
 from fewfold.checkpoint.structure import StoreRecord, Structure
 from fewfold.distill.recovery import Recovery, prepare
 from fewfold.fitting import Fitter
@@ -224,7 +224,7 @@ def _record(
                 )
             )  # fmt: skip
     targets = [target for choice in choices for target in choice.unit.targets]
-    old = structure_of(model) or Structure()
+    old = present(model, structure_of(model) or Structure())
     names = {record.module for record in new}
     ties = ties_of(targets)
     step = {
@@ -270,12 +270,3 @@ def _outcome(model: nn.Module, reached: Reached) -> dict[str, Any]:
                 stacklevel=4,
             )
     return record
-
-
-def carry(model: nn.Module, structure: Structure) -> None:
-    """Let a model carry its structure, where saving finds it."""
-    config = getattr(model, "config", None)
-    if config is not None:
-        config.quantization_config = FewfoldConfig(structure)
-    else:
-        model.__dict__["fewfold_structure"] = FewfoldConfig(structure)

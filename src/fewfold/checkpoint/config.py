@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import nn
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fewfold.checkpoint.structure import Structure, parse_structure
+from fewfold.surgery.replace import Replaced
 
 
 class FewfoldConfig(QuantizationConfigMixin):
@@ -30,7 +32,9 @@ class FewfoldConfig(QuantizationConfigMixin):
 
 
 def structure_of(model: nn.Module) -> Structure | None:
-    """The structure that a compressed model carries, or None for a dense one."""
+    """The structure that a compressed model carries, or None for a dense one, whatever its config says."""
+    if not any(isinstance(module, Replaced) for module in model.modules()):
+        return None  # its config may be a compressed model's
     config = getattr(model, "config", None)
     carried = getattr(config, "quantization_config", None) if config is not None else None
     if carried is None:
@@ -40,3 +44,16 @@ def structure_of(model: nn.Module) -> Structure | None:
     if isinstance(carried, dict) and carried.get("quant_method") == "fewfold":
         return parse_structure({key: value for key, value in carried.items() if key != "quant_method"})
     return None
+
+
+def carry(model: nn.Module, structure: Structure) -> None:
+    """Let a model carry its structure, where saving finds it: in a config of its own, which no other model uses."""
+    config = getattr(model, "config", None)
+    held = [(module, name) for module in model.modules() for name, value in vars(module).items() if value is config]
+    if config is None or not held:
+        model.__dict__["fewfold_structure"] = FewfoldConfig(structure)
+        return
+    own = copy.copy(config)
+    own.quantization_config = FewfoldConfig(structure)
+    for module, name in held:
+        setattr(module, name, own)

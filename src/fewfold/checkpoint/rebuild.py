@@ -20,7 +20,7 @@ from fewfold.surgery.layouts import Part, fused_parts
 from fewfold.surgery.operators import describe_operator, tensor_of
 from fewfold.surgery.replace import Replaced, replace_modules
 from fewfold.surgery.targets import OPERATORS, Target, describe_names, find_targets
-from fewfold.surgery.ties import Tie, declared_ties
+from fewfold.surgery.ties import EmbeddingAlias, Tie, TiedHead, declared_ties
 
 
 def resolve(model: nn.Module, name: str) -> str | None:
@@ -44,6 +44,23 @@ def resolve(model: nn.Module, name: str) -> str | None:
 def _renamed(record: TargetRecord, module: str) -> TargetRecord:
     name = module if record.part is None else f"{module}:{record.part}"
     return record.model_copy(update={"name": name, "module": module})
+
+
+def present(model: nn.Module, structure: Structure) -> Structure:
+    """What a structure says of the weights that are replaced in this model, in the model's own names."""
+    targets = []
+    for record in structure.targets:
+        module = resolve(model, record.module)
+        if module is not None and isinstance(model.get_submodule(module), Replaced):
+            targets.append(_renamed(record, module))
+    ties = []
+    for tie in structure.ties:
+        module, table = resolve(model, tie.module), resolve(model, tie.table)
+        if module and table and isinstance(model.get_submodule(module), TiedHead | EmbeddingAlias):
+            ties.append(tie.model_copy(update={"module": module, "table": table}))
+    used = {record.store for record in targets}
+    stores = [store for store in structure.stores if store.name in used]
+    return structure.model_copy(update={"targets": targets, "stores": stores, "ties": ties})
 
 
 def resolve_structure(model: nn.Module, structure: Structure, stored: Collection[str] = ()) -> Structure:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from fewfold.checkpoint.config import FewfoldConfig, structure_of
+from fewfold.checkpoint.config import carry, structure_of
 from fewfold.checkpoint.densify import densify
 from fewfold.errors import TargetError
 from fewfold.surgery.replace import restore_modules
@@ -35,9 +35,5 @@ def unshare(model: nn.Module) -> Any:
     left = structure.model_copy(
         update={"targets": kept, "stores": [store for store in structure.stores if store.name in used]}
     )
-    config = getattr(model, "config", None)
-    if config is not None:
-        config.quantization_config = FewfoldConfig(left)
-    else:
-        model.__dict__["fewfold_structure"] = FewfoldConfig(left)
+    carry(model, left)
     return model

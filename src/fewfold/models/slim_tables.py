@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from fewfold.checkpoint.config import carry
 from fewfold.checkpoint.rebuild import record_of, ties_of
 from fewfold.checkpoint.structure import Structure
-from fewfold.compress import carry
 from fewfold.errors import TargetError
 from fewfold.methods.registry import method_named
 from fewfold.models.slim import SlimCodes
