@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from fewfold.errors import TargetError
+
 HOME = "fewfold_stores"
 
 
@@ -35,8 +37,16 @@ def stores_of(model: nn.Module) -> dict[str, Store]:
 
 
 def attach_stores(model: nn.Module, stores: Iterable[Store]) -> None:
-    """Register stores in the model's body under their names; one that is there already stays."""
+    """Register stores in the model's body under their names; one that is there already stays.
+
+    :raises TargetError: where the body is an ``nn.Sequential``, which would call them.
+    """
     body: Any = _body(model)
+    stores = list(stores)
+    if stores and type(body).forward is nn.Sequential.forward:
+        raise TargetError(
+            f"{type(body).__name__} would call the tensors that its layers share as one layer more: wrap it in a module"
+        )
     for store in stores:
         home = getattr(body, HOME, None)
         if home is None:

@@ -14,6 +14,11 @@ _READ_DIRECTLY = {
     "DebertaEncoder": {"rel_embeddings"}, "DebertaV2Encoder": {"rel_embeddings"},
     "ProphetNetDecoder": {"ngram_embeddings"}, "MobileBertLMPredictionHead": {"dense", "decoder"},
 }  # fmt: skip
+# modules that are handed a token table and read it, by the name that the table has
+_TABLE_READERS = {
+    "DebertaLMPredictionHead": "word_embeddings", "DebertaV2LMPredictionHead": "word_embeddings",
+    "PerceiverEmbeddingDecoder": "embeddings",
+}  # fmt: skip
 _PLAIN_LINEARS = {"FalconLinear"}  # a forward of its own that is x·Wᵀ + b too
 
 
@@ -21,6 +26,8 @@ def embedding_scale(module: nn.Embedding) -> float | None:
     """The factor a scaled embedding multiplies with; None where its forward is something else."""
     if type(module).forward is nn.Embedding.forward:
         return 1.0
+    if len(module._parameters) > 1:  # rows of its own for some tokens (T5Gemma 2)
+        return None
     scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
     return float(scale) if isinstance(scale, int | float) else None
 
@@ -32,8 +39,16 @@ def _is_plain(kind: type[nn.Linear]) -> bool:
 
 
 def _is_read(module: nn.Module, parent: nn.Module | None) -> bool:
+    if isinstance(parent, nn.TransformerEncoderLayer):  # in eval mode
+        return module in (parent.linear1, parent.linear2)
     names = _READ_DIRECTLY.get(type(parent).__name__, ())
     return parent is not None and any(getattr(parent, name, None) is module for name in names)
+
+
+def table_readers(model: nn.Module) -> dict[str, str]:
+    """By the last piece of a table's name: the class of a module of ``model`` that reads its weight."""
+    classes = {type(module).__name__ for module in model.modules()}
+    return {table: reader for reader, table in _TABLE_READERS.items() if reader in classes}
 
 
 def refusal_of(module: nn.Module, parent: nn.Module | None) -> str | None:

@@ -16,8 +16,8 @@ from fewfold.errors import TargetError
 from fewfold.linalg.finite import is_finite
 from fewfold.stored.coded_state import CodedState
 from fewfold.surgery.layouts import FusedLinear, FusedParts, Part, fused_parts
-from fewfold.surgery.refusals import embedding_scale, refusal_of
-from fewfold.surgery.ties import Tie, find_ties
+from fewfold.surgery.refusals import embedding_scale, refusal_of, table_readers
+from fewfold.surgery.ties import Tie, find_ties, tied_linears
 
 Kind = Literal["linear", "embedding", "conv", "recurrent", "norm"]
 OPERATORS = ("conv", "recurrent")  # only found when asked for: few methods serve them
@@ -173,7 +173,7 @@ def find_targets(model: nn.Module, operators: bool = False) -> list[Target]:
     """
     from fewfold.surgery.operators import describe_operator
 
-    ties = find_ties(model)
+    ties, alike, readers = find_ties(model), tied_linears(model), table_readers(model)
     tied_elsewhere = {tie.module for group in ties.values() for tie in group}
     targets = []
     for name, module, parent in _walk(model):
@@ -182,8 +182,24 @@ def find_targets(model: nn.Module, operators: bool = False) -> list[Target]:
             target = describe_operator(name, module)
         if target is None or target.module in tied_elsewhere:
             continue
-        targets.append(replace(target, ties=tuple(ties.get(name, ())), head=_is_head(model, name)))
+        own = tuple(ties.get(name, ()))
+        refusal = target.refusal or _refusal_of_ties(model, own)
+        if name in alike:
+            refusal = f"it shares its weight with {alike[name]}"
+        elif target.kind == "embedding" and (reader := readers.get(name.rpartition(".")[2])):
+            refusal = f"{reader} reads this weight instead of calling the module"
+        targets.append(replace(target, ties=own, head=_is_head(model, name), refusal=refusal))
     return targets
+
+
+def _refusal_of_ties(model: nn.Module, ties: Iterable[Tie]) -> str | None:
+    """Why a table cannot be replaced for those that are tied to it, or None."""
+    for tie in ties:
+        parent = model.get_submodule(tie.module.rpartition(".")[0])
+        refusal = refusal_of(model.get_submodule(tie.module), parent)
+        if refusal is not None:
+            return f"its weight is tied to {tie.module}, and {refusal}"
+    return None
 
 
 def split_fused(model: nn.Module, target: Target) -> list[Target]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from fewfold.assembled import AssembledEmbedding
 
@@ -49,6 +50,17 @@ def find_ties(model: nn.Module) -> dict[str, list[Tie]]:
             role: Literal["head", "alias"] = "head" if isinstance(module, TiedHead) else "alias"
             ties.setdefault(home, []).append(Tie(name, role, getattr(module, "scale", 1.0)))
     return ties
+
+
+def tied_linears(model: nn.Module) -> dict[str, str]:
+    """By the name of a linear layer that shares its weight with other linear layers alone: one of those."""
+    users: dict[int, list[str]] = defaultdict(list)
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if isinstance(module, nn.Linear | Conv1D) and weight is not None and id(weight) not in tables:
+            users[id(weight)].append(name)
+    return {name: group[name == group[0]] for group in users.values() if len(group) > 1 for name in group}
 
 
 def declared_ties(model: nn.Module) -> dict[str, list[Tie]]:
