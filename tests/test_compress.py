@@ -299,6 +299,15 @@ def test_fresh_recurrent_layers_keep_their_open_gates():
     assert float(zeros["lstm"].bias_hh_l0.abs().max()) == 0
 
 
+def test_a_part_that_is_not_trained_stays_in_its_mode(bert, texts):
+    bert.train().encoder.layer[0].eval()
+    before = {name: module.training for name, module in bert.named_modules()}
+    run(bert, LowRank(rank=4), texts=texts)
+    after = {name: module.training for name, module in bert.named_modules()}
+    assert {name: after[name] for name in before} == before
+    assert not any(mode for name, mode in after.items() if name.startswith("encoder.layer.0"))
+
+
 def test_models_of_one_config_stay_apart(tmp_path):
     config = make("bert").config
     teacher, student = tf.BertModel(config).eval(), tf.BertModel(config).eval()

@@ -244,7 +244,11 @@ class AssembledEmbedding(Assembled):
             rows = F.embedding(input_ids, self.rebuilt_weight())
         else:
             rows = self.lookup(input_ids)
-        return rows if self.scale == 1.0 else rows * self.scale
+        if self.scale == 1.0:
+            return rows
+        if any("embed_scale" in shell._buffers for shell in self.original):  # Gemma's is rounded to the rows' dtype
+            return rows * torch.full((), self.scale, dtype=rows.dtype, device=rows.device)
+        return rows * self.scale
 
     def extra_repr(self) -> str:
         """Sizes and form."""

@@ -15,6 +15,7 @@ from fewfold.budget.plan import Choice
 from fewfold.calibration.inputs import Batch
 from fewfold.calibration.statistics import Drift, Statistics
 from fewfold.calibration.streams import CannotStream, Streams, find_stacks
+from fewfold.measure.modes import evaluating
 from fewfold.methods.base import STORE
 from fewfold.methods.registry import method_named
 from fewfold.progress import track
@@ -23,7 +24,7 @@ from fewfold.stored import StoredEmbedding, StoredLinear
 from fewfold.stored.codes import CodedMatrix
 from fewfold.stored.kept import Kept
 from fewfold.surgery.operators import tensor_of
-from fewfold.surgery.replace import replace_modules
+from fewfold.surgery.replace import biases_of, replace_modules, weight_trains
 from fewfold.surgery.targets import Target, read_bias
 
 logger = logging.getLogger(__name__)
@@ -73,9 +74,7 @@ class Fitter:
         """
         done: list[Replacement] = []
         partial = copy.deepcopy(self.model).eval()
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             refitted = [c for c in choices if method_named(c.unit.method).refits(c.unit)]
             targets = [c.unit.targets[0] for c in choices if self._is_staged(c)]
             targets += [target for c in refitted for target in c.unit.targets]
@@ -107,8 +106,6 @@ class Fitter:
                 round_leaves(store)
             for left in track([c for group in waiting.values() for c in group], "fitting"):
                 done += self._fit(left, self.statistics)
-        finally:
-            self.model.train(was_training)
         return done
 
     def _is_staged(self, choice: Choice) -> bool:
@@ -162,14 +159,18 @@ class Fitter:
             modules = method.modules(unit, settings, choice.store)
         pairs = [(target, modules[target.name]) for target in unit.targets]
         (store,) = stores_behind(modules.values()) or (None,)
-        trained = False
-        for target, module in pairs:
-            old = self.model.get_submodule(target.module)
-            trains = any(parameter.requires_grad for parameter in old.parameters())
-            module.requires_grad_(trains).to(tensor_of(old).dtype)
-            trained = trained or trains
+        dense = [self.model.get_submodule(target.module) for target in unit.targets]
+        for (_, module), old in zip(pairs, dense, strict=True):
+            module.requires_grad_(weight_trains(old)).to(tensor_of(old).dtype)
+            trained = {name: bias.requires_grad for name, bias in biases_of(old).items()}
+            for name, bias in biases_of(module).items():
+                bias.requires_grad_(trained.get(name, bias.requires_grad))
         if store is not None:
-            store.requires_grad_(trained).to(like.dtype)
+            store.requires_grad_(any(map(weight_trains, dense))).to(like.dtype)
+            trains = any(bias.requires_grad for old in dense for bias in biases_of(old).values())
+            for name, parameter in store.named_parameters():
+                if name.endswith(".bias"):
+                    parameter.requires_grad_(trains)
         return pairs
 
 

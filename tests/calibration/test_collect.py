@@ -130,11 +130,12 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(bert, batches, tmp_path)
 
 
 def test_model_is_left_as_it_was(bert, batches):
-    bert.train()
+    bert.train().encoder.layer[1].eval()
+    modes = [module.training for module in bert.modules()]
     bert.encoder.layer[0].output.dense.weight.requires_grad_(False)
     flags = [p.requires_grad for p in bert.parameters()]
     collect(bert, find_targets(bert), batches)
-    assert bert.training
+    assert [module.training for module in bert.modules()] == modes
     assert [p.requires_grad for p in bert.parameters()] == flags
     assert all(p.grad is None for p in bert.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in bert.modules())

@@ -113,8 +113,12 @@ def test_shared_tensors_stay(teacher):
 
 def test_nothing_is_made_worse(teacher):
     student = fewfold.compress(copy.deepcopy(teacher), LowRank(rank=16, weighting="none", targets=["*.query"]))
+    student.train().embeddings.eval()
+    modes = [module.training for module in student.modules()]
     gains = local_recover(teacher, student, TEXTS, make_tokenizer())
     assert len(gains) == 2
+    assert [module.training for module in student.modules()] == modes
+    student.eval()
     ids = torch.arange(2, 12)[None]
     with torch.no_grad():
         difference = teacher(ids).last_hidden_state - student(ids).last_hidden_state

@@ -148,3 +148,12 @@ def test_unknown_stored_dtypes_are_refused(values, message):
 )
 def test_bytes_of_a_matrix(name, group, shape, expected):
     assert StoredDtype(name, group).matrix_bytes(*shape) == expected
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_what_is_packed_comes_back_trained_as_it_was(trains):
+    linear = make_linear(16, 5, True, StoredDtype("int8")).requires_grad_(trains)
+    pack(linear)
+    assert linear.trains is trains
+    unpack(linear)
+    assert linear.weight.requires_grad is linear.trains is trains

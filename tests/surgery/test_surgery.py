@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from cases import METHODS
+from cases import METHODS, small_config
 from tiny_models import MODELS, inputs, make, outputs
 from torch import nn
 
@@ -559,3 +559,58 @@ def test_a_sequence_of_modules_takes_no_store():
     model = nn.ModuleDict({"layers": layers})
     fewfold.compress(model, recipe)
     assert model["layers"](states).isfinite().all()
+
+
+def trained(model):
+    return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+
+def test_parts_of_a_frozen_projection_stay_frozen():
+    model = make("gpt2_lm").requires_grad_(False)
+    before = trained(model)
+    fewfold.compress(model, LowRank(targets="*c_attn:q", fused="split", rank=2, weighting="none"))
+    assert isinstance(model.transformer.h[0].attn.c_attn, FusedLinear)
+    assert not any(trained(model).values())
+    assert trained(fewfold.densify(model)) == before
+
+
+@pytest.mark.parametrize("method", ["low_rank", "dense", "shared_factors", "shared_layers", "embedding_autoencoder"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_and_biases_train_as_they_did(method, bias):
+    model = make("bert")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias") is bias)
+    before = trained(model)
+    fewfold.compress(model, small_config("bert", method, "fp32"))
+    replaced = {name for name, module in model.named_modules() if isinstance(module, Assembled)}
+    assert replaced
+    own = {id(module.bias) for module in model.modules() if isinstance(getattr(module, "bias", None), nn.Parameter)}
+    for name, parameter in model.named_parameters():
+        is_bias = id(parameter) in own if "word_embeddings" not in name else False
+        assert parameter.requires_grad is (is_bias is bias), name
+    assert trained(fewfold.densify(model)) == before
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_packed_model_is_dense_again_trained_as_it_was(trains):
+    model = make("llama").requires_grad_(trains)
+    before = trained(model)
+    fewfold.compress(model, LowRank(rank=4, weighting="none", stored_dtype="int8"))
+    assert trained(fewfold.densify(fewfold.pack(model))) == before
+
+
+def test_a_scaled_table_is_dense_again_after_loading(tmp_path):
+    config = tf.Gemma3TextConfig(**{**_SMALL, "hidden_size": 24}, num_key_value_heads=2, head_dim=6)
+    model, ids = tf.Gemma3ForCausalLM(config).eval(), torch.tensor([[5, 6, 7, 8]])
+    fewfold.compress(model, Dense(targets="embeddings", stored_dtype="int8"))
+    fewfold.save(model, tmp_path / "out")
+    with torch.no_grad():
+        expected = model(ids).logits
+        plain = fewfold.densify(fewfold.load(tmp_path / "out"))
+        torch.testing.assert_close(plain(ids).logits, expected)
+        assert float(plain.model.embed_tokens.embed_scale) == pytest.approx(24**0.5)
+        half = fewfold.load(tmp_path / "out", dtype=torch.bfloat16)  # √24 is rounded there too
+        table = half.model.embed_tokens
+        assert torch.equal(table(ids), table.lookup(ids) * torch.tensor(24**0.5, dtype=torch.bfloat16))
+        looked_up = table(ids)
+        assert torch.equal(fewfold.densify(half).model.embed_tokens(ids), looked_up)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fewfold.budget.budget import Limit
 from fewfold.measure.inputs import dummy_inputs
+from fewfold.measure.modes import evaluating
 from fewfold.methods.base import Unit
 from fewfold.methods.registry import method_named
 from fewfold.surgery.targets import Target
@@ -79,12 +80,8 @@ class TimingTable:
         """A whole forward pass less the dense weights that units replace."""
         if "whole model" not in self.records:
             inputs = dummy_inputs(self.model, self.limit.batch, self.limit.length)
-            was_training = self.model.training
-            self.model.eval()
-            try:
+            with evaluating(self.model):
                 self.records["whole model"] = self._time({"whole": lambda: self.model(**inputs)})["whole"]
-            finally:
-                self.model.train(was_training)
         return self.records["whole model"] - sum(self.dense(t) for unit in units for t in unit.targets)
 
     def report(self) -> dict[str, Any]:

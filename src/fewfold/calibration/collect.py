@@ -13,6 +13,7 @@ from fewfold.calibration.cache import Cache
 from fewfold.calibration.inputs import Batch, count_rows
 from fewfold.calibration.statistics import Moments, Statistics
 from fewfold.errors import CalibrationError
+from fewfold.measure.modes import evaluating
 from fewfold.progress import track
 from fewfold.surgery.roles import reads_memory
 from fewfold.surgery.targets import Target
@@ -73,9 +74,7 @@ class _Collector:
             module = self.model.get_submodule(name)
             handle = module.register_forward_hook(self._hook(name, target))
             stack.callback(handle.remove)
-        was_training = self.model.training
-        self.model.eval()
-        stack.callback(self.model.train, was_training)
+        stack.enter_context(evaluating(self.model))
         return stack
 
     def _hook(self, name: str, target: Target) -> Callable[..., None]:

@@ -32,18 +32,19 @@ class FewfoldConfig(QuantizationConfigMixin):
 
 
 def structure_of(model: nn.Module) -> Structure | None:
-    """The structure that a compressed model carries, or None for a dense one, whatever its config says."""
-    if not any(isinstance(module, Replaced) for module in model.modules()):
-        return None  # its config may be a compressed model's
+    """The structure that a compressed model carries, or None for a dense one, whosever config that has."""
     config = getattr(model, "config", None)
     carried = getattr(config, "quantization_config", None) if config is not None else None
     if carried is None:
         carried = model.__dict__.get("fewfold_structure")
+    structure: Structure | None = None
     if isinstance(carried, FewfoldConfig):
-        return carried.structure
-    if isinstance(carried, dict) and carried.get("quant_method") == "fewfold":
-        return parse_structure({key: value for key, value in carried.items() if key != "quant_method"})
-    return None
+        structure = carried.structure
+    elif isinstance(carried, dict) and carried.get("quant_method") == "fewfold":
+        structure = parse_structure({key: value for key, value in carried.items() if key != "quant_method"})
+    if structure is None or not structure.targets:
+        return structure
+    return structure if any(isinstance(module, Replaced) for module in model.modules()) else None
 
 
 def carry(model: nn.Module, structure: Structure) -> None:

@@ -23,6 +23,7 @@ from fewfold.checkpoint.config import structure_of
 from fewfold.distill.config import DistillConfig
 from fewfold.errors import DistillError
 from fewfold.fitting import round_leaves
+from fewfold.measure.modes import evaluating
 from fewfold.progress import track
 from fewfold.surgery.targets import Target, find_targets, read_bias, read_weight
 
@@ -97,23 +98,18 @@ def local_recover(
     replaced = {name for name, module in student.named_modules() if isinstance(module, AssembledLinear)}
     targets = {target.module: target for target in find_targets(teacher) if target.module in replaced}
     batches = calibration_batches(list(texts), tokenizer, teacher, 64, max_length, max_tokens, True, seed)
-    modes = [(model, model.training) for model in (teacher, student)]
     gains: list[LocalGain] = []
     try:
-        teacher.eval()
-        student.eval()
-        for number, blocks in enumerate(find_stacks(teacher, list(targets.values()))):
-            streams = Streams(teacher, student, blocks, list(targets.values()), batches, first=number == 0)
-            for drifts in track(streams.stages(), "recovering layer by layer"):
-                for name, drift in drifts.items():
-                    module = student.get_submodule(name)
-                    gain = _fit(Outputs.of(teacher, targets[name], drift), module, steps) if drift.count else 0.0
-                    gains.append(LocalGain(name, gain))
+        with evaluating(teacher, student):
+            for number, blocks in enumerate(find_stacks(teacher, list(targets.values()))):
+                streams = Streams(teacher, student, blocks, list(targets.values()), batches, first=number == 0)
+                for drifts in track(streams.stages(), "recovering layer by layer"):
+                    for name, drift in drifts.items():
+                        module = student.get_submodule(name)
+                        gain = _fit(Outputs.of(teacher, targets[name], drift), module, steps) if drift.count else 0.0
+                        gains.append(LocalGain(name, gain))
     except CannotStream as reason:
         raise DistillError(f"{type(student).__name__} cannot be recovered layer by layer: {reason}") from None
-    finally:
-        for model, mode in modes:
-            model.train(mode)
     return gains
 
 

@@ -86,7 +86,8 @@ def _take_rows(fresh: Any, old: nn.Module, matrix: Tensor) -> None:
         fresh.weight.copy_(rows)
         if isinstance(fresh, StoredLinear | StoredEmbedding):
             fresh.round_()
-    fresh.weight.requires_grad_(packed or any(parameter.requires_grad for parameter in old.parameters()))
+    trains = old.trains if packed else any(parameter.requires_grad for parameter in old.parameters())
+    fresh.weight.requires_grad_(trains)
     fresh.train(old.training)
     if packed:
         fresh.pack_()

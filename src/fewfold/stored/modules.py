@@ -58,6 +58,7 @@ class Stored(Kept, nn.Module):
     matrix_shape: tuple[int, int]
     matrix_dtype: torch.dtype
     _grid: tuple[Tensor, Tensor] | None
+    _trained: bool  # while packed: whether the matrix was
 
     def _setup(self, stored: StoredDtype) -> None:
         weight = self.weight
@@ -71,6 +72,11 @@ class Stored(Kept, nn.Module):
     def is_packed(self) -> bool:
         """Whether only the small form is in memory."""
         return self.weight is None
+
+    @property
+    def trains(self) -> bool:
+        """Whether the matrix is trained, or was when it was packed."""
+        return self._trained if self.weight is None else self.weight.requires_grad
 
     def matrix(self) -> Tensor:
         """The float matrix ``(rows, columns)``; dequantized where only the small form is in memory."""
@@ -86,7 +92,7 @@ class Stored(Kept, nn.Module):
         """Keep only codes and scales in memory (integer forms; others are left as they are)."""
         if self.weight is None or not self.stored.is_integer:
             return
-        self.matrix_dtype = self.weight.dtype
+        self.matrix_dtype, self._trained = self.weight.dtype, self.weight.requires_grad
         codes, scales = self._encoded()
         self.weight, self._grid = None, None
         self.register_buffer("codes", codes)
@@ -95,13 +101,13 @@ class Stored(Kept, nn.Module):
         self._is_hf_initialized = True
 
     def unpack_(self, name: str = "") -> None:
-        """Turn codes and scales back into a trainable float Parameter."""
+        """Turn codes and scales back into a float Parameter, trained if it was before."""
         if self.weight is not None:
             return
         weight = self.matrix()
         self._grid = (self.codes, self.scales)
         del self.codes, self.scales
-        self.weight = nn.Parameter(weight)
+        self.weight = nn.Parameter(weight, self._trained)
 
     def settle_(self, dtype: torch.dtype) -> None:
         """After a load that may have cast codes and scales: their own dtypes again, and products in ``dtype``."""

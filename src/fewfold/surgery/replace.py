@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from fewfold.assembled import Assembled, AssembledEmbedding
 from fewfold.errors import TargetError
 from fewfold.store import attach_stores, drop_unused_stores, stores_behind
+from fewfold.stored.modules import Stored
 from fewfold.surgery.layouts import FusedLinear, fused_parts, join
 from fewfold.surgery.operators import relink
 from fewfold.surgery.targets import Target, read_bias, read_weight
@@ -78,6 +79,8 @@ def _fuse(model: nn.Module, module_name: str, parts: Mapping[str, tuple[Target, 
                 bias = read_bias(model, target)
                 if bias is not None:
                     dense.bias.copy_(bias)
+                    dense.bias.requires_grad_(module.bias.requires_grad)
+        dense.weight.requires_grad_(weight_trains(module))
         children[part.name] = dense
     return FusedLinear(children, fused.blocks)
 
@@ -136,16 +139,13 @@ def _refill(shell: nn.Module, module: nn.Module, shared: Shared | None = None) -
     """
     dense = copy.copy(shell)
     dense.__dict__ = dict(shell.__dict__)
-    dense._parameters, dense._buffers = dict(shell._parameters), dict(shell._buffers)
+    dense._parameters, dense._buffers = dict(shell._parameters), _buffers(shell, module)
     keys: dict[str, tuple[Any, ...]] = {}
     if isinstance(module, FusedLinear):
         weights = {"weight": join([_dense_weight(part) for part in module.parts.values()], module.blocks)}
-        parts: list[Any] = [getattr(part, "bias", None) for part in module.parts.values()]
-        biases = {"bias": None if parts[0] is None else join(parts, module.blocks)}
     else:
         assert isinstance(module, Assembled)
         weights, keys = module.weights(), module.shared_weights()
-        biases = {name: getattr(module, name, None) for name in shell._parameters if name not in weights}
     if isinstance(module, AssembledEmbedding):
         dense.num_embeddings, dense.padding_idx = module.num_embeddings, module.padding_idx  # type: ignore[assignment]
     elif isinstance(plain := shell._parameters.get("weight"), nn.Parameter) and plain.dim() == 1:
@@ -155,7 +155,7 @@ def _refill(shell: nn.Module, module: nn.Module, shared: Shared | None = None) -
         dense.nf = weights["weight"].shape[1]  # type: ignore[assignment]
     elif isinstance(shell, nn.Linear):
         dense.out_features = weights["weight"].shape[0]  # type: ignore[assignment]
-    trains = _trains(module)
+    trains = weight_trains(module)
     for name, weight in weights.items():
         key = (*keys[name], isinstance(shell, Conv1D)) if shared is not None and name in keys else None
         if key is None or shared is None:
@@ -164,17 +164,53 @@ def _refill(shell: nn.Module, module: nn.Module, shared: Shared | None = None) -
         if key not in shared:
             shared[key] = nn.Parameter(weight.detach().clone().contiguous(), trains)
         dense._parameters[name] = shared[key]
-    for name, bias in biases.items():
+    for name in [name for name in shell._parameters if name not in weights]:
+        bias = _dense_bias(module, name)
         if bias is not None:
-            dense._parameters[name] = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.detach().clone())
+            own = isinstance(bias, nn.Parameter)
+            dense._parameters[name] = bias if own else nn.Parameter(bias.detach().clone(), bias.requires_grad)
     return relink(dense.train(module.training))
 
 
-def _trains(module: nn.Module) -> bool:
-    """Whether anything that a replaced module computes with is trained."""
-    parts = list(module.parts.values()) if isinstance(module, FusedLinear) else [module]
-    held = [leaf for part in parts if isinstance(part, Assembled) for leaf in part.leaves()]
-    return any(parameter.requires_grad for owner in (module, *held) for parameter in owner.parameters())
+def _buffers(shell: nn.Module, module: Any) -> dict[str, torch.Tensor | None]:
+    """The buffers of a shell; what it got from the empty skeleton that a checkpoint was loaded into is made anew.
+
+    :raises TargetError: naming a buffer of which the numbers are not known.
+    """
+    buffers = dict(shell._buffers)
+    for name, buffer in shell._buffers.items():
+        if buffer is None or not buffer.is_meta or module.weight.is_meta:
+            continue
+        if name != "embed_scale":
+            raise TargetError(f"{type(shell).__name__} cannot be dense again: loading left its buffer {name} empty")
+        buffers[name] = torch.tensor(module.scale, dtype=buffer.dtype, device=module.weight.device)
+    return buffers
+
+
+def biases_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The biases of a dense or replaced module by their names in it, without those that a store owns."""
+    names = ["bias", *(name for name, _ in module.named_parameters(recurse=False) if name.startswith("bias_"))]
+    return {name: bias for name in names if isinstance(bias := getattr(module, name, None), nn.Parameter)}
+
+
+def weight_trains(module: nn.Module) -> bool:
+    """Whether anything that the weight of a dense or replaced module is made of is trained."""
+    if isinstance(module, FusedLinear):
+        return any(weight_trains(part) for part in module.parts.values())
+    biases = {id(bias) for bias in biases_of(module).values()}
+    held = [module, *(module.leaves() if isinstance(module, Assembled) else ())]
+    packed = (leaf for owner in held for leaf in owner.modules() if isinstance(leaf, Stored) and leaf.is_packed)
+    parameters = (parameter for owner in held for parameter in owner.parameters() if id(parameter) not in biases)
+    return any(leaf.trains for leaf in packed) or any(parameter.requires_grad for parameter in parameters)
+
+
+@torch.enable_grad()
+def _dense_bias(module: nn.Module, name: str) -> Any:
+    """A replaced module's bias; put together with gradients on, so that it says whether it is trained."""
+    if not isinstance(module, FusedLinear):
+        return getattr(module, name, None)
+    parts: list[Any] = [getattr(part, name, None) for part in module.parts.values()]
+    return None if parts[0] is None else join(parts, module.blocks)
 
 
 def _dense_weight(module: Any) -> torch.Tensor:
@@ -208,10 +244,11 @@ def restore_modules(model: nn.Module, share: bool = False, only: Collection[str]
             dense = copy.copy(module.original[0])
             dense.__dict__ = dict(module.original[0].__dict__)
             dense._parameters = dict(module.original[0]._parameters)
+            dense._buffers = _buffers(module.original[0], module)
             dense._parameters["weight"] = tables[id(module.table)].weight  # type: ignore[assignment]
             own = module.table.head_weight() if isinstance(module, TiedHead) else None
             if own is not None:
-                dense._parameters["weight"] = nn.Parameter(own.detach().clone(), _trains(module.table))
+                dense._parameters["weight"] = nn.Parameter(own.detach().clone(), weight_trains(module.table))
                 untie(model)
             if isinstance(module, TiedHead):
                 dense._parameters["bias"] = module.bias  # type: ignore[assignment]
