@@ -1,5 +1,6 @@
 """Folders that models are saved into: what they may replace, what is copied, what cannot be renamed."""
 
+import importlib
 import json
 import os
 import warnings
@@ -111,6 +112,56 @@ def test_a_class_that_is_not_known_is_named(tmp_path):
     HeadOfItsOwn(make("bert").config).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"HeadOfItsOwn\.from_pretrained"):
         fewfold.load(tmp_path)
+
+
+CODE = """
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+class OwnConfig(PreTrainedConfig):
+    model_type = "own_thing"
+
+
+class OwnModel(PreTrainedModel):
+    config_class = OwnConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.layer = nn.Linear(8, 8)
+        self.post_init()
+
+
+class OwnClassifier(PreTrainedModel):
+    config_class, base_model_prefix = OwnConfig, "model"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model, self.score = OwnModel(config), nn.Linear(8, 2)
+        self.post_init()
+"""
+
+
+def test_a_class_that_a_checkpoint_brings_is_the_one_it_was_saved_from(tmp_path, monkeypatch):
+    code, out = tmp_path / "code", tmp_path / "out"
+    code.mkdir()
+    (code / "modeling_own.py").write_text(CODE)
+    monkeypatch.syspath_prepend(code)
+    own = importlib.import_module("modeling_own")
+    own.OwnConfig.register_for_auto_class()
+    own.OwnClassifier.register_for_auto_class("AutoModelForSequenceClassification")
+    model = fewfold.compress(own.OwnClassifier(own.OwnConfig()), fewfold.Dense(targets="all", stored_dtype="int8"))
+    model.save_pretrained(out)
+    config = json.loads((out / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "modeling_own.OwnModel", **config["auto_map"]}
+    (out / "config.json").write_text(json.dumps(config))
+    loaded = fewfold.load(out, trust_remote_code=True)
+    assert type(loaded).__name__ == "OwnClassifier"
+    torch.testing.assert_close(loaded.score.weight, model.score.weight)
+    del config["auto_map"]["AutoModelForSequenceClassification"]
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"OwnClassifier\.from_pretrained"):
+        fewfold.load(out, trust_remote_code=True)
 
 
 def test_a_folder_below_is_loaded(tmp_path):

@@ -14,6 +14,7 @@ from fewfold import models as families
 from fewfold.checkpoint.card import restore_card, write_card
 from fewfold.checkpoint.config import structure_of
 from fewfold.checkpoint.folders import atomic_folder, copy_side_files
+from fewfold.checkpoint.rebuild import present
 from fewfold.checkpoint.structure import Structure
 from fewfold.errors import CheckpointError
 from fewfold.stored import pack
@@ -61,7 +62,7 @@ def _check_recorded(model: nn.Module) -> None:
     """Refuse a model of which a part was compressed by itself: only that part's config knows how it is assembled."""
     if not isinstance(model, PreTrainedModel):
         return  # a wrapper, or adapters, which are saved in ways of their own
-    structure = structure_of(model) or Structure()
+    structure = present(model, structure_of(model) or Structure())
     known = {record.module for record in structure.targets} | {record.module for record in structure.ties}
     for name, module in model.named_modules():
         if isinstance(module, Replaced) and not any(name == part or name.startswith(f"{part}.") for part in known):
@@ -85,7 +86,7 @@ def load(folder: str | os.PathLike[str], *, packed: bool = False, **kwargs: Any)
 
 
 def saved_class(folder: str | os.PathLike[str], **hub: Any) -> Any:
-    """The class that a model was saved from; ``AutoModel`` where the checkpoint brings its own or names none.
+    """The class that a model was saved from; ``AutoModel`` where its checkpoint names none.
 
     :param hub: where on the Hub it stands, as ``from_pretrained`` takes it.
     :raises CheckpointError: as :func:`load`.
@@ -96,10 +97,13 @@ def saved_class(folder: str | os.PathLike[str], **hub: Any) -> Any:
         raise CheckpointError(f"{folder} holds no model that transformers can load: {error}") from error
     homes = (transformers, families)
     classes = [getattr(home, name) for name in config.architectures or [] for home in homes if hasattr(home, name)]
-    if config.architectures and not classes and not getattr(config, "auto_map", None):
-        name = config.architectures[0]
-        raise CheckpointError(
-            f"{folder} was saved as {name}, a class of neither transformers nor fewfold: load it with "
-            f"{name}.from_pretrained, after import fewfold"
-        )
-    return classes[0] if classes else transformers.AutoModel
+    if classes or not config.architectures:
+        return classes[0] if classes else transformers.AutoModel
+    name = config.architectures[0]
+    for auto, code in (getattr(config, "auto_map", None) or {}).items():  # the checkpoint brings its class
+        if str(code).endswith(f".{name}") and hasattr(transformers, auto):
+            return getattr(transformers, auto)
+    raise CheckpointError(
+        f"{folder} was saved as {name}, a class of neither transformers nor fewfold: load it with "
+        f"{name}.from_pretrained, after import fewfold"
+    )
