@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from fewfold.assembled import Assembled
 from fewfold.checkpoint.config import structure_of
-from fewfold.checkpoint.structure import StoreRecord, TargetRecord
+from fewfold.checkpoint.rebuild import present
+from fewfold.checkpoint.structure import StoreRecord, Structure, TargetRecord
 from fewfold.measure.parameters import stored_bytes, unique_parameters
 from fewfold.methods.registry import method_named
 from fewfold.store import Store, stores_of
 from fewfold.stored import StoredEmbedding, StoredLinear
 from fewfold.surgery.layouts import FusedLinear
+from fewfold.surgery.wrappers import unwrapped
 
 COLUMNS = ("target", "method", "rank", "layout", "form", "stored", "parameters", "dense", "bytes", "macs")
 
@@ -96,14 +98,14 @@ class Summary:
 
 def summary(model: nn.Module) -> Summary:
     """Describe a model: one row a replaced weight, and totals."""
-    structure = structure_of(model)
-    records = structure.targets if structure is not None else []
+    model = unwrapped(model)
+    structure = present(model, structure_of(model) or Structure())
+    records, stores = structure.targets, structure.stores
     rows = [_row(model, record) for record in records]
-    stores = structure.stores if structure is not None else []
     rows += [_store_row(stores_of(model)[record.name], record) for record in stores]
     parameters = stored_numbers(model)
     dense = parameters - sum(row.parameters for row in rows) + sum(row.dense for row in rows)
-    steps = structure.provenance.get("steps", []) if structure is not None else []
+    steps = structure.provenance.get("steps", [])
     budgets = [budget for step in steps for budget in step["budgets"]]
     notes = []
     for method in dict.fromkeys(record.method for record in records):

@@ -45,6 +45,9 @@ def test_a_body_from_a_heads_checkpoint(name, method, stored, tmp_path):
     else:
         base = model.base_model
         expected = hidden(base, name)
+        assert [row.target for row in fewfold.summary(base)] == [row.target for row in fewfold.summary(body)]
+        fewfold.save(base, tmp_path / "base")
+        torch.testing.assert_close(hidden(fewfold.load(tmp_path / "base"), name), expected, rtol=0, atol=1e-6)
     if hasattr(body, "pooler") and name == "bert_mlm":
         assert all("pooler" in key for key in info["missing_keys"])
     torch.testing.assert_close(hidden(body, name), expected, rtol=0, atol=1e-6)
@@ -54,6 +57,17 @@ def test_a_body_from_a_heads_checkpoint(name, method, stored, tmp_path):
     again.resize_token_embeddings(70) if name != "vit_cls" else None
     fewfold.densify(again)
     torch.testing.assert_close(hidden(again, name), expected, rtol=1e-4, atol=5e-5)
+
+
+def test_the_store_of_a_head_stays_behind(tmp_path):
+    model = make("bert_mlm")
+    head = fewfold.SharedFactors(targets="cls.predictions.transform.dense", rank=(4, 4), weighting="none")
+    fewfold.compress(model, [head, LowRank(rank=4, weighting="none")])
+    model.save_pretrained(tmp_path)
+    body = tf.AutoModel.from_pretrained(tmp_path)
+    found = fewfold.summary(body)
+    assert [row.method for row in found] == ["low_rank"] * 12
+    assert found.parameters == sum(parameter.numel() for parameter in body.parameters())
 
 
 @pytest.mark.parametrize("method", [method for method, case in METHODS.items() if case.tables])

@@ -38,6 +38,19 @@ def test_a_wrapped_model_is_saved_and_loaded(wrap, tmp_path):
     assert all(not record.module.startswith(("module.", "_orig_mod.", "0.")) for record in structure_of(model).targets)
     fewfold.save(model, tmp_path / "out")
     torch.testing.assert_close(outputs(fewfold.load(tmp_path / "out"), "bert_mlm"), outputs(model, "bert_mlm"))
+    assert fewfold.summary(wrapper) == fewfold.summary(model)
+    assert len(fewfold.summary(wrapper).rows) == 12
+    assert fewfold.densify(wrapper) is wrapper
+    assert structure_of(model) is None
+
+
+def test_the_layers_of_a_wrapped_model_are_unshared():
+    model = make("bert")
+    wrapper = nn.Sequential(model)
+    fewfold.compress(wrapper, fewfold.SharedLayers(init="mean", align="none"))
+    shared = sum(parameter.numel() for parameter in model.parameters())
+    assert fewfold.unshare(wrapper) is wrapper
+    assert sum(parameter.numel() for parameter in model.parameters()) > shared
 
 
 def test_sentence_transformers_are_saved_by_themselves(tmp_path):

@@ -9,6 +9,7 @@ from torch import nn
 from fewfold.checkpoint.config import structure_of
 from fewfold.errors import TargetError
 from fewfold.surgery.replace import restore_modules
+from fewfold.surgery.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from fewfold.models.slim_lm import SlimLMForCausalLM
@@ -25,6 +26,7 @@ def densify(model: nn.Module, *, share: bool = False) -> Any:
     :return: ``model``.
     :raises TargetError: if the model is not compressed.
     """
+    given, model = model, unwrapped(model)
     compressed, slim = structure_of(model) is not None, bool(getattr(model, "is_slim", False))
     if not compressed and not slim:
         raise TargetError(f"this {type(model).__name__} is not compressed by fewfold: there is nothing to densify")
@@ -36,4 +38,4 @@ def densify(model: nn.Module, *, share: bool = False) -> Any:
     if config is not None:
         config.__dict__.pop("quantization_config", None)
     model.__dict__.pop("fewfold_structure", None)
-    return model
+    return given
