@@ -160,17 +160,20 @@ class Fitter:
         pairs = [(target, modules[target.name]) for target in unit.targets]
         (store,) = stores_behind(modules.values()) or (None,)
         dense = [self.model.get_submodule(target.module) for target in unit.targets]
+        moved: list[bool] = []  # of biases that the store owns from now on: whether they are trained
         for (_, module), old in zip(pairs, dense, strict=True):
             module.requires_grad_(weight_trains(old)).to(tensor_of(old).dtype)
-            trained = {name: bias.requires_grad for name, bias in biases_of(old).items()}
-            for name, bias in biases_of(module).items():
-                bias.requires_grad_(trained.get(name, bias.requires_grad))
+            own = biases_of(module)
+            for name, bias in biases_of(old).items():
+                if name in own:
+                    own[name].requires_grad_(bias.requires_grad)
+                else:
+                    moved.append(bias.requires_grad)
         if store is not None:
             store.requires_grad_(any(map(weight_trains, dense))).to(like.dtype)
-            trains = any(bias.requires_grad for old in dense for bias in biases_of(old).values())
             for name, parameter in store.named_parameters():
-                if name.endswith(".bias"):
-                    parameter.requires_grad_(trains)
+                if moved and name.endswith(".bias"):
+                    parameter.requires_grad_(any(moved))
         return pairs
 
 

@@ -493,8 +493,9 @@ class Halved(nn.Embedding):
 def test_a_table_is_refused_for_what_is_tied_to_it(tied, why):
     model = nn.ModuleDict({"table": nn.Embedding(30, 8), "other": tied()})
     model["other"].weight = model["table"].weight
-    with pytest.raises(TargetError, match=f"table cannot be replaced: its weight is tied to other, and .*{why}"):
-        fewfold.compress(model, LowRank(targets="table", rank=8, weighting="none"))
+    for targets in ("table", "embeddings"):
+        with pytest.raises(TargetError, match=f"table cannot be replaced: its weight is tied to other, and .*{why}"):
+            fewfold.compress(model, LowRank(targets=targets, rank=8, weighting="none"))
     assert isinstance(model["other"], nn.Linear | nn.Embedding)
 
 
@@ -574,7 +575,7 @@ def test_parts_of_a_frozen_projection_stay_frozen():
     assert trained(fewfold.densify(model)) == before
 
 
-@pytest.mark.parametrize("method", ["low_rank", "dense", "shared_factors", "shared_layers", "embedding_autoencoder"])
+@pytest.mark.parametrize("method", ["low_rank", "dense", "shared_factors", "shared_layers"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_weights_and_biases_train_as_they_did(method, bias):
     model = make("bert")
@@ -586,9 +587,22 @@ def test_weights_and_biases_train_as_they_did(method, bias):
     assert replaced
     own = {id(module.bias) for module in model.modules() if isinstance(getattr(module, "bias", None), nn.Parameter)}
     for name, parameter in model.named_parameters():
-        is_bias = id(parameter) in own if "word_embeddings" not in name else False
-        assert parameter.requires_grad is (is_bias is bias), name
+        assert parameter.requires_grad is ((id(parameter) in own) is bias), name
     assert trained(fewfold.densify(model)) == before
+
+
+def test_shared_biases_train_as_they_did():
+    model = make("bert")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    before = trained(model)
+    recipe = fewfold.SharedLayers(norms_and_biases="shared", init="mean", align="none")
+    fewfold.compress(model, recipe, fit=False)
+    of_stores = {name: flag for name, flag in trained(model).items() if "fewfold_stores" in name}
+    assert any(of_stores.values())
+    assert all(flag is name.endswith("bias") for name, flag in of_stores.items())
+    after = trained(fewfold.densify(model))
+    assert {name for name in before if name.endswith("bias")} <= {name for name, flag in after.items() if flag}
 
 
 @pytest.mark.parametrize("trains", [True, False])

@@ -253,15 +253,16 @@ def select(model: nn.Module, targets: Iterable[Target], pattern: str) -> list[Ta
         kinds = {"linears": ("linear",), "embeddings": ("embedding",), "all": BODY}[pattern]
         body = {target.name for kind in kinds for target in _body(model, targets, kind)}
         chosen = [target for target in targets if target.name in body]
+        refused = [target for target in targets if target.kind in kinds and target.refusal]
     elif pattern == "rest":
         body = {t.name for kind in BODY for t in _body(model, targets, kind)}
         return [target for target in targets if target.refusal is None and target.name not in body]
     else:
         chosen = [target for target in targets if matches(pattern, target.name)]
         refused = [target for target in chosen if target.refusal]
-        if refused and len(refused) == len(chosen):
-            raise TargetError(f"{refused[0].name} cannot be replaced: {refused[0].refusal}")
         chosen = [target for target in chosen if not target.refusal]
+    if refused and not chosen:
+        raise TargetError(f"{refused[0].name} cannot be replaced: {refused[0].refusal}")
     if not chosen:
         raise TargetError(f"{pattern!r} names no weight of this model; {describe_names(targets)}")
     return chosen
