@@ -58,7 +58,7 @@ class Stored(Kept, nn.Module):
     matrix_shape: tuple[int, int]
     matrix_dtype: torch.dtype
     _grid: tuple[Tensor, Tensor] | None
-    _trained: bool  # while packed: whether the matrix was
+    _trained: bool = True  # while packed: whether the matrix was
 
     def _setup(self, stored: StoredDtype) -> None:
         weight = self.weight
