@@ -1,12 +1,16 @@
-"""What modules keep between calls, while other threads switch the model's mode."""
+"""What modules keep between calls, while weights change and other threads switch the model's mode."""
+
+import copy
 
 import pytest
 import torch
 from tiny_models import make
 from torch import nn
+from torch.func import functional_call
 
 import fewfold
 from fewfold import LowRank, SharedBasis, SharedFactors, SharedLayers, SubvectorCodes, Tucker, set_form
+from fewfold.methods.low_rank.modules import LowRankLinear
 
 KEPT = {"_rebuilt", "_sums", "_prepared", "_counted"}
 METHODS = {
@@ -40,3 +44,29 @@ def test_what_is_kept_may_be_forgotten_at_any_moment(method, form, monkeypatch):
     torch.testing.assert_close(found, expected)
     if form == "rebuilt":
         assert forgotten
+
+
+def test_weights_that_are_passing_through_are_never_taken_for_each_other():
+    layer = LowRankLinear(64, 64, 60, True).eval()
+    layer.form, states = "rebuilt", torch.randn(3, 64)
+    memory = layer.up.weight.detach().numpy().copy()
+    with torch.no_grad():
+        for scale in range(1, 21):  # each temporary weight is freed before the next is made, at the same address
+            memory[:] = layer.up.weight.numpy() * scale
+            found = functional_call(layer, {"up.weight": torch.from_numpy(memory)}, (states,))
+            weight = (layer.up.weight * scale) @ layer.down.weight
+            torch.testing.assert_close(found, states @ weight.T + layer.bias, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(layer(states), copy.deepcopy(layer)(states))
+
+
+@pytest.mark.parametrize("form", ["folded", "rebuilt"])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_kept_follows_changes_of_dtype(method, form):
+    model = set_form(fewfold.compress(make("bert"), METHODS[method]), form).eval()
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    with torch.no_grad():
+        before = model(input_ids=ids).last_hidden_state
+        model._apply(lambda tensor: tensor.data.copy_(tensor.bfloat16()))  # rounded numbers at the same addresses
+        found = model(input_ids=ids).last_hidden_state
+        assert not torch.equal(found, before)
+        torch.testing.assert_close(found, copy.deepcopy(model)(input_ids=ids).last_hidden_state)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewfold.seen import Seen
 from fewfold.store import Store
 
 Form = Literal["auto", "chained", "folded", "rebuilt"]
@@ -68,7 +69,7 @@ class Assembled(nn.Module):
         self.register_buffer("weight", placeholder(rows))
         self.form = "auto"
         self.original: tuple[nn.Module, ...] = ()
-        self._rebuilt: tuple[Any, Tensor] | None = None
+        self._rebuilt: tuple[Seen, Tensor] | None = None
 
     def assembled_weight(self) -> Tensor:
         """The dense weight that the stored tensors stand for: ``(out, in)`` or ``(vocab, dim)``."""
@@ -118,11 +119,12 @@ class Assembled(nn.Module):
     def rebuilt_weight(self) -> Tensor:
         """The assembled weight, kept between calls while no gradient is asked for and no stored tensor changes.
 
-        Writes through ``parameter.data`` are invisible to this; a switch of ``train()`` and ``eval()`` forgets it.
+        Writes through ``parameter.data`` are invisible to this; a switch of ``train()`` and ``eval()``, or a change of
+        dtype or device, forgets it.
         """
         return self._rebuilt_at(self.assembly_key())
 
-    def _rebuilt_at(self, key: tuple[Any, ...] | None) -> Tensor:
+    def _rebuilt_at(self, key: Seen | None) -> Tensor:
         """As :meth:`rebuilt_weight`, with what :meth:`assembly_key` just said."""
         if key is None:
             self._rebuilt = None
@@ -132,7 +134,7 @@ class Assembled(nn.Module):
             kept = self._rebuilt = (key, self.assembled_weight())
         return kept[1]
 
-    def assembly_key(self) -> tuple[Any, ...] | None:
+    def assembly_key(self) -> Seen | None:
         """What changes with the stored tensors; None where nothing may be kept between calls.
 
         That is while gradients are asked for, while a graph is traced, and where leaves must be called (an adapter can
@@ -140,26 +142,30 @@ class Assembled(nn.Module):
         """
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        key: list[Any] = [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")]
+        held: list[Tensor | None] = []
         for leaf in self.leaves():
             if must_be_called(leaf):
                 return None
-            for held in (leaf._parameters, leaf._buffers):
-                for tensor in held.values():
-                    if tensor is not None:
-                        version = None if tensor.is_inference() else tensor._version
-                        key.append((id(tensor), tensor.data_ptr(), tensor.dtype, version))
-        return tuple(key)
+            held += [*leaf._parameters.values(), *leaf._buffers.values()]
+        return Seen(held, torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"))
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, nn.Module):  # adapters come and go like this, and write into .data in between
             self.__dict__["_rebuilt"] = None
         super().__setattr__(name, value)
 
-    def train(self, mode: bool = True) -> Any:
-        """As every module's; what was rebuilt is forgotten."""
+    def _forget(self) -> None:
+        """Let go of what is kept between calls."""
         self._rebuilt = None
+
+    def train(self, mode: bool = True) -> Any:
+        """As every module's; what was kept is forgotten."""
+        self._forget()
         return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._forget()
+        return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__() if hasattr(super(), "__getstate__") else self.__dict__

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from fewfold import CheckpointError
 from fewfold.stored import StoredDtype
@@ -270,3 +271,13 @@ def test_resizing_keeps_rows_and_adds_the_nearest_words(name, rows):
             for p in range(3)
         ]
         torch.testing.assert_close(coded()[-1], torch.cat(best) * scale)
+
+
+def test_codes_that_are_passing_through_are_never_taken_for_each_other():
+    coded, states = CodedMatrix(200, 64, [StageSpec(4, 16)]).eval(), torch.randn(2, 64)
+    coded.reset_parameters(std=1.0)
+    codes = coded.codes_0.clone()
+    with torch.no_grad():  # each temporary is freed before the next is made, often at the same address
+        found = [functional_call(coded, {"codes_0": codes.roll(turn, 0)}, (states,)) for turn in range(20)]
+        for turn, products in enumerate(found):
+            torch.testing.assert_close(products, states @ coded.matrix().roll(turn, 0).T, rtol=1e-4, atol=1e-4)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fewfold.linalg.chosen_rows import ChosenRows
 from fewfold.linalg.gather_sum import GatherSum, gather_sum, partial_products
+from fewfold.seen import Seen
 from fewfold.stored.coded_rows import resize_codes
 from fewfold.stored.coded_state import RANK, CodedState
 from fewfold.stored.dtypes import StoredDtype
@@ -48,7 +49,7 @@ class CodedMatrix(CodedState):
         self.rows, self.columns, self.stages = rows, columns, tuple(stages)
         self.stored = stored or StoredDtype()
         self._borrowed = borrowed  # in a tuple: their owner registers them
-        self._sums: tuple[Any, dict[Any, Any]] | None = None
+        self._sums: tuple[Seen, dict[Any, Any]] | None = None
         self.codebooks = nn.ModuleDict()
         for index, stage in enumerate(self.stages):
             leaf = borrowed[index]
@@ -263,8 +264,7 @@ class CodedMatrix(CodedState):
 
     def _plan(self, name: Any, make: Callable[[], Any]) -> Any:
         """What follows from the codes alone, kept for as long as none of them changes."""
-        held = [self._buffers[f"codes_{index}"] for index in range(len(self.stages))]
-        key = tuple((id(t), t.data_ptr(), None if t.is_inference() else t._version) for t in held if t is not None)
+        key = Seen(self._buffers[f"codes_{index}"] for index in range(len(self.stages)))
         kept = self._sums  # looked at once: another thread may forget it at any time
         if kept is None or kept[0] != key:
             kept = self._sums = (key, {})

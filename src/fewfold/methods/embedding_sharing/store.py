@@ -15,7 +15,8 @@ from fewfold.assembled import Assembled, must_be_called
 from fewfold.errors import TargetError
 from fewfold.methods.embedding_sharing.carve import carve, carving_dtype
 from fewfold.methods.embedding_sharing.slots import Slot
-from fewfold.methods.factors import matrix_of, resized
+from fewfold.methods.factors import bias_of, matrix_of, resized
+from fewfold.seen import Seen
 from fewfold.store import Store
 from fewfold.stored import StoredDtype, StoredEmbedding, StoredLinear, make_embedding, make_linear
 
@@ -24,12 +25,10 @@ from fewfold.stored import StoredDtype, StoredEmbedding, StoredLinear, make_embe
 class Carved:
     """One weight, and what it was carved under.
 
-    :param owners: the tensors that ``key`` tells by their addresses, kept so that no other gets these.
     :param graph: whether gradients flow from it to the stored tensors.
     """
 
-    key: tuple[Any, ...]
-    owners: tuple[Tensor, ...]
+    key: Seen
     weight: Tensor
     graph: bool
 
@@ -102,8 +101,9 @@ class CarvingStore(Store):
         if projection is None or self.expansion is None:
             return
         projection.copy_(self.fresh_projection(projection, std, fan_in))
-        if isinstance(self.expansion.bias, Tensor):
-            self.expansion.bias.zero_()
+        bias = bias_of(self.expansion)
+        if bias is not None:
+            bias.zero_()
 
     def fresh_projection(self, like: Tensor, std: float, fan_in: Mapping[str, int] | None = None) -> Tensor:
         """A fresh ``(columns, width)`` of the expansion for a table of standard deviation ``std``.
@@ -133,12 +133,12 @@ class CarvingStore(Store):
             found = self._carved[name] = self._new(name, key)
         return found.weight
 
-    def _new(self, name: str, key: tuple[Any, ...]) -> Carved:
+    def _new(self, name: str, key: Seen) -> Carved:
         if not torch.is_grad_enabled():
             weight = self._carve(name, None)
             if self.inputs_first and not self.training and weight.dim() == 2:
                 weight = weight.t().contiguous().t()  # once, so that each product reads it in the faster order
-            return Carved(key, tuple(self._held()), weight, False)
+            return Carved(key, weight, False)
         store, place = weakref.ref(self), [lambda: None]
 
         def spent() -> None:
@@ -148,7 +148,7 @@ class CarvingStore(Store):
                 owner._drop(name, found)
 
         weight = self._carve(name, spent)
-        carved = Carved(key, tuple(self._held()), weight, weight.requires_grad)
+        carved = Carved(key, weight, weight.requires_grad)
         place[0] = weakref.ref(carved)  # type: ignore[assignment]
         return carved
 
@@ -165,19 +165,15 @@ class CarvingStore(Store):
             table = table[: self.vocab_rows]
         if self.expansion is None:
             return carve(self.slots[name], table, spent=spent)
-        bias = getattr(getattr(self.expansion, "base_layer", self.expansion), "bias", None)
-        return carve(self.slots[name], table, stored_matrix(self.expansion), bias, spent)
+        return carve(self.slots[name], table, stored_matrix(self.expansion), bias_of(self.expansion), spent)
 
-    def _key(self) -> tuple[Any, ...] | None:
+    def _key(self) -> Seen | None:
         """What changes with the carved weights; None where nothing may be kept: traces, adapters, hooks."""
         if torch.compiler.is_compiling() or any(_called(leaf) for leaf in self.leaves()):
             return None
-        key: list[Any] = [torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
-        for held in self._held():
-            version = None if held.is_inference() else held._version
-            key.append((id(held), held.data_ptr(), held.dtype, held.device, held.requires_grad, version))
-            key.append(carving_dtype(held))
-        return tuple(key)
+        held = list(self._held())
+        modes = [(tensor.device, tensor.requires_grad, carving_dtype(tensor)) for tensor in held]
+        return Seen(held, modes, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
 
     def _held(self) -> Iterator[Tensor]:
         for leaf in self.leaves():

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from fewfold.methods.slices.layout import Cut
 from fewfold.methods.slices.modules import SlicedLinear, SliceStore, reads_rows, whole, write
-from fewfold.methods.slices.prepared import Seen
 from fewfold.methods.slices.products import Step, bias_below, product, product_and_one, product_plus
+from fewfold.seen import Seen
 from fewfold.stored import StoredDtype, StoredMatrix
 from fewfold.surgery.targets import Target
 
@@ -131,9 +131,9 @@ class FactorStore(SliceStore):
     def _laid(self, factor: str) -> Tensor:
         """A factor as ``(width, rank)``, laid out once for all members and kept while it does not change."""
         matrix = whole(self.factors[factor])
-        kept = self._kept.get(factor)
-        if kept is None or not kept[0].holds(matrix):
-            kept = self._kept[factor] = Seen(matrix), matrix.detach().t().contiguous()
+        seen, kept = Seen([matrix]), self._kept.get(factor)
+        if kept is None or kept[0] != seen:
+            kept = self._kept[factor] = seen, matrix.detach().t().contiguous()
         return kept[1]
 
     def folded(self, member: SlicedLinear) -> Tensor:

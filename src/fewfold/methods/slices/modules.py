@@ -13,9 +13,10 @@ from fewfold.assembled import AssembledLinear, must_be_called
 from fewfold.errors import TargetError
 from fewfold.methods.factors import matrix_of
 from fewfold.methods.slices.layout import Cut, join_slices
-from fewfold.methods.slices.prepared import Prepared, Seen, can_prepare
+from fewfold.methods.slices.prepared import Prepared, can_prepare
 from fewfold.methods.slices.products import Step
 from fewfold.methods.slices.reading import Reading
+from fewfold.seen import Seen
 from fewfold.store import Store
 from fewfold.stored import StoredMatrix
 from fewfold.surgery.targets import Target
@@ -196,11 +197,11 @@ class SlicedLinear(AssembledLinear):
             "densify the model, resize it, compress again"
         )
 
-    def train(self, mode: bool = True) -> Any:
-        """As every module's; what was kept is forgotten."""
+    def _forget(self) -> None:
+        """Also the steps, and what the store keeps for them."""
+        super()._forget()
         self._prepared = None
         self.store.forget()
-        return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_prepared": None}

@@ -5,30 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewfold.assembled import must_be_called
 from fewfold.methods.slices.products import Step
+from fewfold.seen import Seen
 from fewfold.stored import StoredMatrix
 
 if TYPE_CHECKING:
     from fewfold.methods.slices.modules import SlicedLinear
-
-
-class Seen:
-    """A tensor as it was. Writes through ``.data`` are invisible to this."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.pointer = tensor, tensor.data_ptr()
-        self.version = None if tensor.is_inference() else tensor._version
-
-    def holds(self, tensor: Tensor | None) -> bool:
-        """Whether this is the very same tensor, unchanged."""
-        return (
-            tensor is self.tensor
-            and tensor.data_ptr() == self.pointer
-            and (self.version is None or tensor._version == self.version)
-        )
 
 
 class Prepared:
@@ -47,11 +32,7 @@ class Prepared:
         self.autocast = _autocast()
         self.store = member.store
         self.leaves = [(owner._modules, name, leaf) for owner, name, leaf in member.store.places(member.bank)]
-        held = [(leaf._parameters, "weight") for _, _, leaf in self.leaves] + [(member._parameters, "bias")]
-        self.no_bias = member.bias is None
-        self.tensors = [
-            (parameters, name, Seen(tensor)) for parameters, name in held if (tensor := parameters[name]) is not None
-        ]
+        self.seen = self._look(member)
 
     def holds(self, member: SlicedLinear) -> bool:
         """Whether the steps are still right."""
@@ -60,14 +41,14 @@ class Prepared:
         for modules, name, leaf in self.leaves:
             if modules[name] is not leaf or has_hooks(leaf):
                 return False
-        for parameters, name, seen in self.tensors:
-            if not seen.holds(parameters[name]):
-                return False
         return (
-            self.no_bias is (member._parameters["bias"] is None)
+            self.seen == self._look(member)
             and not has_hooks(self.store)
             and self.members == len(member.reading.members)
         )
+
+    def _look(self, member: SlicedLinear) -> Seen:
+        return Seen([*(leaf._parameters["weight"] for _, _, leaf in self.leaves), member._parameters["bias"]])
 
 
 def can_prepare(member: SlicedLinear) -> bool:
