@@ -168,6 +168,16 @@ def test_dynamic_quantization_on_factors(form):
     assert 0 < difference < 0.2 * float(plain.abs().max())
 
 
+@pytest.mark.parametrize("form", ["auto", "rebuilt"])
+@pytest.mark.parametrize("method", METHODS)
+def test_dynamic_quantization_under_a_tied_head(method, form):
+    model = fewfold.set_form(copied("bert_mlm", method, "fp32"), form)
+    plain = outputs(model, "bert_mlm")
+    quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
+    difference = float((outputs(quantized, "bert_mlm") - plain).abs().max())
+    assert difference < 0.2 * float(plain.abs().max())
+
+
 def test_a_rebuilt_weight_follows_its_factors():
     model = copied("bert", "low_rank", "fp32")
     fewfold.set_form(model, "rebuilt")

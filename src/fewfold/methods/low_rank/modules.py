@@ -111,7 +111,7 @@ class LowRankEmbedding(AssembledEmbedding):
     @property
     def mean_row(self) -> nn.Parameter | None:
         """What is added to every row, ``(dim,)``."""
-        return getattr(self.up, "base_layer", self.up).bias
+        return bias_of(self.up)
 
     def chain_macs(self) -> int:
         """``rank · dim`` a looked-up row."""
