@@ -276,3 +276,11 @@ def test_tables_and_maps_beside_another_method():
     dense = make("gpt2_lm")
     torch.testing.assert_close(outputs(model, "gpt2_lm"), outputs(dense, "gpt2_lm"), rtol=0, atol=0.02)
     assert {record.method for record in structure_of(model).targets} == {"subvector_codes", "low_rank"}
+
+
+@pytest.mark.parametrize(("fields", "message"), [({"rounds": 0}, "rounds=0"), ({"sweeps": 1}, "sweeps=1")])
+def test_what_serves_linear_maps_alone_is_refused_for_tables(fields, message):
+    with pytest.raises(RecipeError, match=rf"{message}\).*word_embeddings is a table"):
+        compress(make("bert"), SubvectorCodes(targets="embeddings", width=4, words=8, weighting="none", **fields))
+    both = compress(make("bert"), SubvectorCodes(targets="all", width=4, words=8, weighting="none", **fields))
+    assert {record.kind for record in structure_of(both).targets} == {"linear", "embedding"}

@@ -92,7 +92,7 @@ def unit_of(kind, rows, columns, **fields):
     ],
 )
 def test_costs_are_those_of_the_saved_file(name, fields, stored, dtype, tmp_path):
-    config = SubvectorCodes(targets=name, weighting="none", stored_dtype=stored, group_size=4, rounds=0, **fields)
+    config = SubvectorCodes(targets=name, weighting="none", stored_dtype=stored, group_size=4, **fields)
     model = model_of(dtype)
     (unit,) = find_units(model, Recipe.of(config))
     settings = METHOD.fixed(unit)
@@ -114,6 +114,9 @@ def test_costs_are_those_of_the_saved_file(name, fields, stored, dtype, tmp_path
         ("linear", 384, 1536, {}),
         ("linear", 64, 50, {"stages": 2}),
         ("linear", 5, 1, {}),
+        ("linear", 1, 9, {}),
+        ("embedding", 2, 768, {}),
+        ("embedding", 9, 1, {}),
         ("embedding", 3000, 50, {}),
         ("embedding", 300, 50, {"frequent": 100, "words": 32}),
         ("embedding", 3000, 48, {"rank": 24}),
@@ -125,8 +128,8 @@ def test_sizes_rise_in_bytes_and_can_be_built(kind, rows, columns, fields, store
     sizes = METHOD.sizes(unit)
     costs = [METHOD.cost(unit, size).bytes for size in sizes]
     assert costs == sorted(costs)
-    assert len(sizes) >= (6 if rows > 1000 else 0)
-    assert all(cost < 4 * rows * columns for cost in costs)
+    assert len(sizes) >= (6 if rows > 1000 else 1)
+    assert len(sizes) == 1 or all(cost < 4 * rows * columns for cost in costs)
     assert "rank" not in fields or {size["rank"] for size in sizes} == {24}
     with torch.device("meta"):
         for size in [*sizes[:: max(1, len(sizes) // 12)], *sizes[-1:]]:
@@ -218,7 +221,7 @@ def test_bytes_are_reached_and_never_exceeded(targets, budget, least, tmp_path):
     model = model_of(vocab=2000)
     dense = {name: module.weight.numel() * 4 for name, module in model.named_modules() if hasattr(module, "weight")}
     words = None if targets == "linears" else 64
-    codes = SubvectorCodes(targets=targets, weighting="none", words=words, rounds=0)
+    codes = SubvectorCodes(targets=targets, weighting="none", words=words)
     compress(model, codes, budget=Budget(bytes=budget))
     entries, records = saved_entries(model, tmp_path), structure_of(model).targets
     spent = sum(size for record in records for _, _, size in own(entries, record.name))

@@ -188,9 +188,9 @@ def _spend(
             if fit
             else [0.0] * len(sizes)
         )
-        if unit.config.stored.is_plain and method_named(unit.method).may_stay_dense(unit):
-            sizes, error = [*sizes, None], [*error, 0.0]
-        values = costs.curve(quantity, unit, sizes)
+        values, dense = costs.curve(quantity, unit, sizes), costs.dense(quantity, unit)
+        if method_named(unit.method).may_stay_dense(unit) and (unit.config.stored.is_plain or min(values) > dense):
+            sizes, error, values = [*sizes, None], [*error, 0.0], [*values, dense]
         curves.append(Curve(unit.name, values, error))
         options.append(sizes)
         errors.append(error)

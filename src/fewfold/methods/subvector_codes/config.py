@@ -56,5 +56,5 @@ class SubvectorCodes(MethodConfig):
         0.75, ge=0, le=1, description="tables: rows weigh (smoothed token count) to this power; 0 weighs all equally"
     )
     damping: float = Field(0.3, ge=0, description="linears: share of the mean input energy added in all directions")
-    rounds: int = Field(2, ge=0, description="turns of codebooks for codes and codes for codebooks")
-    sweeps: int = Field(3, ge=0, description="improvements of every code in a turn")
+    rounds: int = Field(2, ge=0, description="linears: turns of codebooks for codes and codes for codebooks")
+    sweeps: int = Field(3, ge=0, description="linears: improvements of every code in a turn")

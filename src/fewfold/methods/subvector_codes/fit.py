@@ -13,7 +13,7 @@ from fewfold.calibration.statistics import Statistics
 from fewfold.errors import CalibrationError, RecipeError
 from fewfold.linalg.spectra import damped
 from fewfold.linalg.subvectors import LEAST_DAMPING, fit_codes
-from fewfold.methods.base import Cost, Method, Unit
+from fewfold.methods.base import Cost, Method, MethodConfig, Unit
 from fewfold.methods.subvector_codes.build import build_coded
 from fewfold.methods.subvector_codes.config import SubvectorCodes
 from fewfold.methods.subvector_codes.sizes import (
@@ -46,6 +46,21 @@ class SubvectorCodesMethod(Method):
     name = "subvector_codes"
     config = SubvectorCodes
     sized_by = "width"
+
+    def takes(self, config: MethodConfig, targets: Sequence[Target]) -> list[Target]:
+        """All of them.
+
+        :raises RecipeError: if what is only for linear maps is set, and there are only tables.
+        """
+        fields = type(config).model_fields
+        idle = [name for name in ("rounds", "sweeps") if getattr(config, name) != fields[name].default]
+        if idle and targets and all(target.kind == "embedding" for target in targets):
+            given = ", ".join(f"{name}={getattr(config, name)}" for name in idle)
+            raise RecipeError(
+                f"SubvectorCodes({given}): {targets[0].name} is a table, and rounds and sweeps are for linear maps. "
+                "Leave them out"
+            )
+        return list(targets)
 
     def check(self, unit: Unit) -> None:
         """Sub-vectors and short rows must fit into the rows."""
@@ -133,7 +148,7 @@ class SubvectorCodesMethod(Method):
             found = linear_sizes(target.columns, shared, config.stages, scales, config.words)
         costs = [self.cost(unit, one).bytes for one in found]
         order = sorted(range(len(found)), key=lambda index: costs[index])
-        return [found[index] for index in order if costs[index] < 4 * target.numel]
+        return [found[index] for index in order if costs[index] < 4 * target.numel] or [found[order[0]]]
 
     def cost(self, unit: Unit, settings: Mapping[str, Any], element_size: int = 4) -> Cost:
         """Codes count in bytes only; numbers are those of codebooks, scales and a table's map."""

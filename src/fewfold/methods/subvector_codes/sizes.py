@@ -51,7 +51,7 @@ def linear_sizes(
 
     :param words: of every codebook (None: any number).
     """
-    pairs = dict.fromkeys((width, words or any_number) for width, any_number in LINEAR_SIZES if width <= columns)
+    pairs = dict.fromkeys((min(width, columns), words or any_number) for width, any_number in LINEAR_SIZES)
     return [settings([StageSpec(width, number, shared)] * stages, scales) for width, number in pairs]
 
 
@@ -76,7 +76,8 @@ def table_sizes(
         tiered = {round(share * rows) for share in FREQUENT_SHARES} if frequent is None else {frequent}
         further = min(words, FEW_WORDS)
         tiers += [[StageSpec(w, further, shared, n)] for n in sorted(tiered - {0}) for w in FREQUENT_WIDTHS]
-    for width in TABLE_WIDTHS if rank is None else widths_of_rank(rank):
+    any_width = dict.fromkeys(min(width, columns) for width in TABLE_WIDTHS)
+    for width in any_width if rank is None else widths_of_rank(rank):
         full = columns // width
         counts = {round(full * share / TABLE_RANKS) for share in range(1, TABLE_RANKS + 1)} - {0}
         for count in sorted(counts if rank is None else {rank // width}):
