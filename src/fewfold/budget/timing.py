@@ -1,4 +1,4 @@
-"""Milliseconds of dense and assembled modules, measured on this machine, for latency budgets."""
+"""Milliseconds of dense and assembled modules, measured where and as the model runs, for latency budgets."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from fewfold.measure.inputs import dummy_inputs
 from fewfold.measure.modes import evaluating
 from fewfold.methods.base import Unit
 from fewfold.methods.registry import method_named
+from fewfold.store import stores_behind
+from fewfold.surgery.operators import tensor_of
 from fewfold.surgery.targets import Target
 
 POINTS = 7  # sizes that are timed on one curve; the others are interpolated by their multiply-accumulates
@@ -31,6 +33,7 @@ class TimingTable:
     def __init__(self, model: nn.Module, limit: Limit) -> None:
         self.model, self.limit = model, limit
         self.threads = limit.threads or torch.get_num_threads()
+        self.on_cuda = any(parameter.is_cuda for parameter in model.parameters())
         self.records: dict[str, float] = {}
 
     def dense(self, target: Target) -> float:
@@ -39,7 +42,8 @@ class TimingTable:
             return 0.0
         name = f"dense {target.rows}x{target.columns}"
         if name not in self.records:
-            module = nn.Linear(target.columns, target.rows, bias=target.bias)
+            like = self._like(target)
+            module = nn.Linear(target.columns, target.rows, target.bias, like.device, like.dtype).eval()
             self.records[name] = self._time({name: lambda: module(self._input(target))})[name]
         return self.records[name]
 
@@ -61,14 +65,13 @@ class TimingTable:
         return total
 
     def _timed(self, unit: Unit, target: Target, sizes: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[int, float]:
-        method, timed, runs = method_named(unit.method), {}, {}
+        timed, runs = {}, {}
         for index, size in sizes:
             name = f"{unit.method} {target.rows}x{target.columns} {dict(size)}"
             if name in self.records:
                 timed[index] = self.records[name]
                 continue
-            module = method.modules(unit, size)[target.name]
-            runs[name] = (index, module)
+            runs[name] = (index, self._empty(unit, target, size))
         measured = self._time(
             {name: (lambda m=module: m(self._input(target))) for name, (_, module) in runs.items()}  # type: ignore[misc]
         )
@@ -92,8 +95,20 @@ class TimingTable:
             "milliseconds": milliseconds,
         }  # fmt: skip
 
+    def _empty(self, unit: Unit, target: Target, size: Mapping[str, Any]) -> nn.Module:
+        """The module of one size, where and as the dense weight is."""
+        like = self._like(target)
+        with torch.device(like.device):
+            module = method_named(unit.method).modules(unit, size)[target.name].to(like.dtype).eval()
+        for store in stores_behind([module]):
+            store.to(like.dtype).eval()
+        return module
+
+    def _like(self, target: Target) -> Tensor:
+        return tensor_of(self.model.get_submodule(target.module))
+
     def _input(self, target: Target) -> Tensor:
-        return torch.zeros(self.limit.batch, self.limit.length, target.columns)
+        return self._like(target).new_zeros(self.limit.batch, self.limit.length, target.columns)
 
     def _time(self, runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
         """Median milliseconds of each run, interleaved, after a warm-up."""
@@ -104,13 +119,20 @@ class TimingTable:
             with torch.inference_mode():
                 for round_number in range(ROUNDS + 3):
                     for name, run in runs.items():
+                        self._wait()
                         start = time.perf_counter()
                         run()
+                        self._wait()
                         if round_number >= 3:
                             times[name].append((time.perf_counter() - start) * 1e3)
         finally:
             torch.set_num_threads(before)
         return {name: statistics.median(values) for name, values in times.items()}
+
+    def _wait(self) -> None:
+        """Until an accelerator has done what it was given."""
+        if self.on_cuda:
+            torch.cuda.synchronize()
 
 
 def _between(points: Sequence[tuple[float, float]], macs: float) -> float:
