@@ -177,3 +177,14 @@ def test_a_validation_may_run_the_model_that_is_being_compressed():
     best = min(seen, key=lambda pair: pair[0])
     torch.testing.assert_close(model.transformer.wte.assembled_weight(), best[1], rtol=1e-5, atol=1e-6)
     assert float(model(**batch).loss.detach()) == pytest.approx(best[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [70, 6, 4])
+def test_a_start_by_svd_is_the_truncated_svd(rows):
+    table = table_of(rows)
+    config = EmbeddingAutoencoder(
+        **PUBLISHED, rank=3, start="svd", epochs=1, learning_rate=1e-12, batch_rows=rows, mean_row=False
+    )
+    found = train(table, 3, config).autoencoder.reconstruct(table)
+    lost = np.linalg.svd(table.double().numpy(), compute_uv=False)[3:]
+    assert float((found - table).double().square().sum()) == pytest.approx((lost**2).sum(), rel=1e-4)

@@ -30,7 +30,7 @@ def lower_hull(costs: Sequence[float], errors: Sequence[float]) -> list[int]:
     for index in order:
         if hull and costs[index] == costs[hull[-1]]:
             continue
-        if hull and errors[index] >= min(errors[i] for i in hull):
+        if hull and errors[index] >= errors[hull[-1]]:
             continue
         while len(hull) >= 2 and _slope(costs, errors, hull[-2], index) <= _slope(costs, errors, hull[-2], hull[-1]):
             hull.pop()

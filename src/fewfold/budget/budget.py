@@ -109,7 +109,7 @@ class Limit(BaseModel):
 
 
 _FRACTION = re.compile(r"^\s*(\d+)\s*/\s*(\d+(?:\.\d+)?)\s*$")
-_AMOUNT = re.compile(r"^\s*(\d+(?:[._]?\d+)*(?:\.\d+)?)\s*([A-Za-z]*)\s*$")
+_AMOUNT = re.compile(r"^\s*(\d+(?:_\d+)*(?:\.\d+)?)\s*([A-Za-z]*)\s*$")
 _LATENCY = re.compile(
     r"^(?P<amount>.+?)\s+at\s+(?P<batch>\d+)\s*[x×]\s*(?P<length>\d+)(?:\s+with\s+(?P<threads>\d+)\s+threads?)?$"
 )

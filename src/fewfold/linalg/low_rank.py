@@ -44,6 +44,8 @@ class LowRankFactors:
 class LowRankSpectrum:
     """A full decomposition from which factors of every rank are cut.
 
+    Orthonormal, in the metric of its side, is the factor of the smaller one: ``up`` where ``out ≤ in``, else ``down``.
+
     :param up: ``(out, k)`` with ``k = min(out, in)``, most important direction first, float64.
     :param down: ``(k, in)``, float64; ``up @ down`` is the weight itself.
     :param gains: ``(k,)`` descending: the squared error that each direction removes, in the units
@@ -104,10 +106,10 @@ def calibrated_spectrum(
     moment = None if input_moment is None else damped(input_moment, TIE_BREAK)
     metric = None if output_metric is None else damped(output_metric, output_damping)
     if weight.shape[0] <= weight.shape[1]:
-        up, down, gains = _left_projection(weight, moment, metric)
+        up, down, gains = _project_rows(weight, metric, moment)
         return LowRankSpectrum(up, down, gains)
-    down, up, gains = _left_projection(weight.T, metric, moment)
-    return LowRankSpectrum(up.T, down.T, gains)
+    directions, coordinates, gains = _project_rows(weight.T, moment, metric)
+    return LowRankSpectrum(coordinates.T, directions.T, gains)
 
 
 def corrected_bias(weight: Tensor, approximation: Tensor, mean: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -123,17 +125,21 @@ def corrected_bias(weight: Tensor, approximation: Tensor, mean: Tensor, bias: Te
     return shift if bias is None else shift + bias.to(torch.float64)
 
 
-def _left_projection(weight: Tensor, moment: Tensor | None, metric: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Project on the smaller side, the rows: ``W' = S^-T U U^T S^T W`` with ``S S^T`` the metric.
+def _project_rows(
+    matrix: Tensor, rows_metric: Tensor | None, columns_metric: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Project on the smaller side, the rows: ``W' = S^-T U U^T S^T W`` with ``S S^T`` the rows' metric.
 
     Any factor ``S`` of the metric gives the same ``W'``; the Cholesky factor is the cheapest.
+
+    :return: the directions, one a column and orthonormal in the rows' metric, what the matrix is in them, and gains.
     """
-    factor = None if metric is None else cholesky_factor(metric)
-    scaled = weight if factor is None else factor.T @ weight
-    gram = scaled @ scaled.T if moment is None else scaled @ moment @ scaled.T
+    factor = None if rows_metric is None else cholesky_factor(rows_metric)
+    scaled = matrix if factor is None else factor.T @ matrix
+    gram = scaled @ scaled.T if columns_metric is None else scaled @ columns_metric @ scaled.T
     gains, basis = eigh_descending(gram)
-    up = basis if factor is None else torch.linalg.solve_triangular(factor.T, basis, upper=True)
-    return up, basis.T @ scaled, gains
+    directions = basis if factor is None else torch.linalg.solve_triangular(factor.T, basis, upper=True)
+    return directions, basis.T @ scaled, gains
 
 
 def checked_matrix(weight: Tensor, input_moment: Tensor | None = None, output_metric: Tensor | None = None) -> Tensor:

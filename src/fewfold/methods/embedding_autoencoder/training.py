@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fewfold.errors import RecipeError
 from fewfold.linalg.direction_loss import LAST_EXPONENT, direction_loss, magnitude_exponent
-from fewfold.linalg.low_rank import svd_spectrum
+from fewfold.linalg.spectra import eigh_descending
 from fewfold.methods.embedding_autoencoder.config import Activation, EmbeddingAutoencoder
 from fewfold.progress import track
 
@@ -123,7 +123,7 @@ def _fresh(table: Tensor, rank: int, config: EmbeddingAutoencoder, generator: to
     """Layers as ``nn.Linear`` starts them, or projections on the table's leading right singular vectors."""
     dim = table.shape[1]
     if config.start == "svd":
-        directions = svd_spectrum(table).down[:rank].to(table)
+        directions = eigh_descending(table.double().t() @ table.double())[1][:, :rank].t().to(table)
         tensors = {"encoder": directions.clone(), "encoder_bias": table.new_zeros(rank)}
         tensors |= {"decoder": directions.t().clone(), "decoder_bias": table.new_zeros(dim)}
     else:
