@@ -14,6 +14,7 @@ from fewfold.errors import RecipeError
 from fewfold.linalg.low_rank import corrected_bias
 from fewfold.linalg.tucker import Stack, decompose
 from fewfold.methods.base import STORE, Cost, MethodConfig, Unit
+from fewfold.methods.energy import output_energy
 from fewfold.methods.shared_factors.config import FactoredConfig, SharedFactors
 from fewfold.methods.shared_factors.modules import FactorStore, mix_form
 from fewfold.methods.shared_factors.refit import refit
@@ -116,16 +117,16 @@ class FactoredMethod(SliceMethod):
     def errors(
         self, unit: Unit, sizes: Sequence[Mapping[str, Any]], weights: Mapping[str, Tensor], statistics: Statistics
     ) -> list[float]:
-        """What the HOSVD at full size keeps at every size."""
+        """What the HOSVD at full size does not keep at every size, of what the targets' outputs are worth."""
         rows = self.rows(unit, weights, statistics)
         errors = [0.0] * len(sizes)
         for group, weighed in zip(groups_of(unit), _weighed(unit, rows, weights, statistics), strict=True):
             pairs = [_ranks(group, settings) for settings in sizes]
             wanted = [(settings.get("bank"), *pair) for settings, pair in zip(sizes, pairs, strict=True)]
             total, kept = energy_kept(weighed, wanted)
-            unit_energy = 1.0 if weighed.left is not None and weighed.right is not None else 1.0 / max(total, 1e-30)
+            energy = sum(output_energy(target, weights[target.name], statistics) for target in group.targets)
             for number, value in enumerate(kept):
-                errors[number] += max(total - value, 0.0) * unit_energy
+                errors[number] += max(total - value, 0.0) / max(total, 1e-30) * energy
         return errors
 
     def store_settings(self, unit: Unit, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,7 +201,7 @@ class FactoredMethod(SliceMethod):
         shift = refit(module, weight, drift, metric)
         if shift is not None and module.bias is not None and bias is not None:
             with torch.no_grad():
-                module.bias.copy_(bias.double() + shift)
+                module.bias.copy_(bias.double().cpu() + shift)
 
     def build_store(self, settings: Mapping[str, Any], stored: StoredDtype) -> FactorStore:
         """An empty store of the recorded sizes."""

@@ -111,7 +111,7 @@ class SharedLayersMethod(Method):
     def errors(
         self, unit: Unit, sizes: Sequence[Mapping[str, Any]], weights: Mapping[str, Tensor], statistics: Statistics
     ) -> list[float]:
-        """What differences from the block as it begins leave, shares of the layers' output energies summed."""
+        """What differences from the block as it begins leave, summed over the layers."""
         gains = torch.cat(gains_of(unit, weights, statistics)).sort(descending=True).values
         left = gains.sum() - torch.cat([gains.new_zeros(1), gains.cumsum(0)])
         return [max(float(left[size["total"]]), 0.0) for size in sizes]

@@ -10,6 +10,7 @@ from torch import Tensor
 from fewfold.calibration.statistics import Statistics
 from fewfold.linalg.shared_mean import difference_spectra, mean_weight
 from fewfold.methods.base import Unit
+from fewfold.methods.energy import output_energy
 from fewfold.methods.shared_layers.config import SharedLayers
 from fewfold.methods.shared_layers.layout import Layout
 from fewfold.stored import StoredDtype
@@ -79,14 +80,15 @@ def start_of(
 
 
 def gains_of(unit: Unit, weights: Mapping[str, Tensor], statistics: Statistics) -> list[Tensor]:
-    """What every direction of every layer's difference is worth, as a share of the layer's output energy."""
+    """What every direction of every layer's difference is worth, in the unit of the statistics."""
     layout = layout_of(unit)
     if layout.gains is None:
         own, moments = layout.weights(weights), moments_of(unit, weights, statistics)
         start = start_of(unit, own, moments, weights, strict=False)
         layout.gains = []
-        for number, spectrum in enumerate(difference_spectra(own, start, moments)):
-            seen = own[number] if moments is None else own[number] @ moments[number]
-            energy = float((seen * own[number]).sum())
-            layout.gains.append(spectrum.gains.clamp_min(0) / max(energy, 1e-30))
+        spectra = difference_spectra(own, start, moments)
+        for number, (target, weight, spectrum) in enumerate(zip(layout.targets, own, spectra, strict=True)):
+            seen = weight if moments is None else weight @ moments[number]
+            shares = spectrum.gains.clamp_min(0) / max(float((seen * weight).sum()), 1e-30)
+            layout.gains.append(shares * output_energy(target, weights[target.name], statistics))
     return layout.gains

@@ -12,6 +12,7 @@ from fewfold.calibration.statistics import Statistics
 from fewfold.errors import RecipeError
 from fewfold.linalg.tensor_train import balanced_factors, tensor_train, train_ranks
 from fewfold.methods.base import STORE, Cost, Unit
+from fewfold.methods.energy import output_energy
 from fewfold.methods.shared_factors.modules import mix_form
 from fewfold.methods.slices.layout import Group, oriented
 from fewfold.methods.slices.method import SliceMethod, groups_of
@@ -88,11 +89,14 @@ class TensorTrainMethod(SliceMethod):
     def errors(
         self, unit: Unit, sizes: Sequence[Mapping[str, Any]], weights: Mapping[str, Tensor], statistics: Statistics
     ) -> list[float]:
-        """The squared relative error of the fit itself, size by size."""
+        """The squared relative error of the fit itself, size by size, of what the targets' outputs are worth."""
         config, (group,) = _config(unit), groups_of(unit)
         rows, columns = _factors(group, config)
         slices = slices_of(group.targets, oriented(group, self.rows(unit, weights, statistics)), weights)
-        return [tensor_train(slices, rows, columns, size["rank"], size.get("bank")).error ** 2 for size in sizes]
+        energy = sum(output_energy(target, weights[target.name], statistics) for target in group.targets)
+        return [
+            tensor_train(slices, rows, columns, size["rank"], size.get("bank")).error ** 2 * energy for size in sizes
+        ]
 
     def store_settings(self, unit: Unit, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Factors of rows and columns, rank, number of slices and of heads."""
