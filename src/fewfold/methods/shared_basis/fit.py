@@ -146,10 +146,10 @@ class SharedBasisMethod(Method):
     ) -> None:
         """Coefficients for what comes in by now: the best map without limits, seen through the basis."""
         assert isinstance(module, BasisLinear)
-        leaf, side, basis = module.coefficients, module.store.side, module.store().double()
+        leaf, side, basis = module.coefficients, module.store.side, module.store().double().cpu()
         metric = statistics.output_metric(target) if _config(unit).weighting != "inputs" else None
         wanted, moment = _on_present_inputs(target, weight, statistics.drift[target.module])
-        found = refitted(wanted, basis, matrix_of(leaf), moment if side == "in" else metric, side)
+        found = refitted(wanted, basis, matrix_of(leaf).cpu(), moment if side == "in" else metric, side)
         tensors, found = kept(found, met_by_coefficients(basis, moment, side), unit.config.stored)
         if "codes" in tensors and isinstance(leaf, StoredLinear):
             leaf.set_grid_(tensors["codes"], tensors["scales"])
@@ -159,7 +159,8 @@ class SharedBasisMethod(Method):
                 leaf.round_()
         if module.bias is not None and bias is not None:
             mean, dense_mean = _means(target, statistics)
-            module.bias.copy_(bias.double() + weight.double() @ dense_mean - module.assembled_weight().double() @ mean)
+            found = module.assembled_weight().double().cpu()
+            module.bias.copy_(bias.double().cpu() + weight.double() @ dense_mean - found @ mean)
 
     def build_store(self, settings: Mapping[str, Any], stored: StoredDtype) -> BasisStore:
         """An empty basis of the recorded size."""

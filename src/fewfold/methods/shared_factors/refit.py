@@ -37,7 +37,7 @@ def refit(member: SlicedLinear, weight: Tensor, drift: Drift, metric: Tensor | N
     if member.bias is not None:
         moment, cross = moment - torch.outer(mean, mean), cross - torch.outer(dense_mean, mean)
     wanted, moment = ridge_solution(moment, weight @ cross, weight, RIDGE)
-    reader, writer = (whole(leaf).double() for leaf in store.sides(member))
+    reader, writer = (whole(leaf).double().cpu() for leaf in store.sides(member))
     reads = _repeated(reader, cut.tiles if cut.tiled == "in" else 1)
     writes = _repeated(writer, cut.tiles if cut.tiled == "out" else 1)
     seen = writes if metric is None else writes @ damped(metric, DAMPING)
@@ -45,14 +45,13 @@ def refit(member: SlicedLinear, weight: Tensor, drift: Drift, metric: Tensor | N
     best = torch.linalg.solve(outer, seen @ wanted @ moment @ reads.t())
     best = torch.linalg.solve(inner, best.t()).t()  # (writing ranks, reading ranks)
     bank = store.banks[member.bank]
-    rows = slice(member.first, member.first + cut.tiles)
     cores = _apart(best, cut)
     kept = cores if reads_rows(cut) else cores.transpose(1, 2)
     leaf = whole(store.cores[member.bank])
-    leaf.view(bank["slices"], -1, leaf.shape[1])[rows].copy_(kept)
+    leaf.view(bank["slices"], -1, leaf.shape[1]).narrow(0, member.first, cut.tiles).copy_(kept)
     if member.bias is None:
         return None
-    return weight @ dense_mean - member.assembled_weight().double() @ mean
+    return weight @ dense_mean - member.assembled_weight().double().cpu() @ mean
 
 
 def _repeated(factor: Tensor, tiles: int) -> Tensor:

@@ -108,7 +108,11 @@ class Alignment:
         return self._exact[stack, path, kind]
 
     def _tensors(self, bundle: Bundle, weights: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor | None]]:
-        return {role: (weights[target.name], read_bias(self.model, target)) for role, target in bundle.members.items()}
+        found = {}
+        for role, target in bundle.members.items():
+            bias = read_bias(self.model, target)
+            found[role] = weights[target.name], None if bias is None else bias.cpu()
+        return found
 
 
 def _bundles(model: nn.Module, targets: Sequence[Target], across: bool) -> dict[tuple[str, int, str], Bundle]:

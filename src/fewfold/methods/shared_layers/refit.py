@@ -45,4 +45,4 @@ def refit(module: SharedLinear, weight: Tensor, bias: Tensor | None, turns: Turn
                 leaf.round_()
     if bias is not None and module.bias is not None:
         found = module.assembled_weight().double().cpu()
-        module.bias.copy_(turns.outputs(bias) + dense @ dense_mean - found @ mean)
+        module.bias.copy_(turns.outputs(bias.cpu()) + dense @ dense_mean - found @ mean)

@@ -33,10 +33,10 @@ class Turn:
 
     def __call__(self, values: Tensor, dim: int = 0) -> Tensor:
         """``values`` with its dimension ``dim`` turned, in float64."""
-        found = values.double().index_select(dim, self.order)
+        found = values.double().index_select(dim, self.order.to(values.device))
         if self.frame is None:
             return found
-        return torch.tensordot(self.frame, found, dims=([1], [dim])).movedim(0, dim)
+        return torch.tensordot(self.frame.to(values.device), found, dims=([1], [dim])).movedim(0, dim)
 
 
 @dataclass(frozen=True)
