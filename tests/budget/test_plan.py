@@ -39,7 +39,8 @@ def test_every_weight_has_a_size(config, kind, shape):
     assert all(method.cost(unit, size).bytes > 0 for size in sizes)
 
 
-def test_tables_too_small_to_gain_stay_under_a_budget():
+@pytest.mark.parametrize("fit", [True, False])
+def test_tables_too_small_to_gain_stay_under_a_budget(fit):
     torch.manual_seed(0)
     model = BertModel(
         BertConfig(
@@ -47,7 +48,8 @@ def test_tables_too_small_to_gain_stay_under_a_budget():
             max_position_embeddings=512,
         )
     ).eval()  # fmt: skip
-    fewfold.compress(model, SubvectorCodes(targets="rest", weighting="none"), budget=Budget(bytes="1/2 of all"))
+    codes = SubvectorCodes(targets="rest", weighting="none", words=16)
+    fewfold.compress(model, codes, budget=Budget(bytes="1/2 of all"), fit=fit)
     assert {record.module for record in structure_of(model).targets} == {
         "embeddings.position_embeddings", "pooler.dense",
     }  # fmt: skip

@@ -188,9 +188,12 @@ def _spend(
             if fit
             else [0.0] * len(sizes)
         )
-        values, dense = costs.curve(quantity, unit, sizes), costs.dense(quantity, unit)
-        if method_named(unit.method).may_stay_dense(unit) and (unit.config.stored.is_plain or min(values) > dense):
-            sizes, error, values = [*sizes, None], [*error, 0.0], [*values, dense]
+        if method_named(unit.method).may_stay_dense(unit):
+            if costs.choice("bytes", unit, sizes[0]) > costs.dense("bytes", unit):
+                sizes, error = [None], [0.0]  # even the smallest takes more than the weight itself
+            elif unit.config.stored.is_plain:
+                sizes, error = [*sizes, None], [*error, 0.0]
+        values = costs.curve(quantity, unit, sizes)
         curves.append(Curve(unit.name, values, error))
         options.append(sizes)
         errors.append(error)
