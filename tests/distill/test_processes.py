@@ -26,6 +26,7 @@ SETTINGS = {
     "sentence": {},
     "anchors": {"count": 16},
     "rates": "by_size",
+    "whole_rate_loss": 100.0,
     "epsilon": 1e-4,  # else Adam blows rounding errors up where gradients vanish
     "validation": 8,
     "checkpoint_minutes": 1e-9,

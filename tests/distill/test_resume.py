@@ -19,8 +19,8 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(
     stored, accumulation, teacher, tokenizer, texts, tmp_path, monkeypatch
 ):
     settings = config(
-        steps=9, accumulation=accumulation, anchors={"count": 8}, rates="by_size", checkpoint_minutes=1e-9,
-        validation=8, patience=50,
+        steps=9, accumulation=accumulation, anchors={"count": 8}, rates="by_size", whole_rate_loss=100.0,
+        checkpoint_minutes=1e-9, validation=8, patience=50, learning_rate=5e-2,
     )  # fmt: skip
     start = make_student(teacher, stored)
     straight = copy.deepcopy(start)

@@ -101,6 +101,25 @@ def test_larger_numbers_take_as_much_larger_steps(teacher, tokenizer, texts):
     assert len(set(factors.values())) > 3
 
 
+def test_a_student_near_its_teacher_takes_smaller_steps(teacher, tokenizer, texts):
+    start = make_student(teacher)
+
+    def run(**changes):
+        student = copy.deepcopy(start)
+        settings = config(**{"steps": 4, "validation": 8, "warmup": 0.5, "learning_rate": 1e-2, **changes})
+        history = distil(teacher, student, texts, config=settings, tokenizer=tokenizer).histories[0]
+        return parameters(student), history
+
+    whole, history = run()
+    loss = history.held_out[0]["loss"]
+    assert torch.equal(run(whole_rate_loss=loss / 2)[0], whole)
+    quarter, slow = run(whole_rate_loss=16 * loss)
+    expected, known = run(learning_rate=2.5e-3)
+    assert [p["learning_rate"] for p in slow.curve] == pytest.approx([p["learning_rate"] for p in known.curve])
+    torch.testing.assert_close(quarter, expected)
+    assert float((quarter - whole).abs().max()) > 1e-4
+
+
 def test_a_classifier_learns_from_its_teachers_answers(classifier, tokenizer, texts):
     rows = [{"text": text, "label": number % 3} for number, text in enumerate(texts)]
     student = make_student(classifier, rank=3)

@@ -131,6 +131,10 @@ class DistillConfig(_Strict):
         "equal", description="one learning rate, or larger ones for tensors of larger numbers than weights have: "
         "factors, sub-vectors"
     )  # fmt: skip
+    whole_rate_loss: float | None = Field(
+        None, gt=0, description="a student whose held-out loss before training is lower takes less of the learning "
+        "rate, in proportion to the loss's root: near the teacher, whole steps lead away from it"
+    )  # fmt: skip
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0, description="of all but biases and norms")

@@ -41,7 +41,7 @@ def general() -> list[DistillConfig]:
     return [
         DistillConfig(
             hidden=hidden, sentence=WeightedTerm(), anchors=AnchorsTerm(), batch_size=32, learning_rate=5e-4,
-            rates="by_size", warmup=0.1, schedule="cosine", pieces=True, freeze_tables=True,
+            rates="by_size", whole_rate_loss=1.0, warmup=0.1, schedule="cosine", pieces=True, freeze_tables=True,
             name="general", source="ours: last and all hidden states, texts' vectors and their similarities",
         )
     ]  # fmt: skip

@@ -153,6 +153,15 @@ class DistillTrainer(ExactCheckpoints):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def slow_down(self, share: float) -> None:
+        """Take so much of every learning rate from now on."""
+        assert self.lr_scheduler is not None
+        assert self.optimizer is not None
+        self.lr_scheduler.base_lrs = [rate * share for rate in self.lr_scheduler.base_lrs]
+        self.lr_scheduler._last_lr = [rate * share for rate in self.lr_scheduler._last_lr]
+        for group in self.optimizer.param_groups:
+            group["lr"], group["initial_lr"] = group["lr"] * share, group["initial_lr"] * share
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Whole tensors, as one process writes them: accelerate's form misses parameters without a gradient."""
         if not self.is_fsdp_enabled:

@@ -68,8 +68,11 @@ class Watch(TrainerCallback):
         """Measure once before the first step, and start the clock."""
         self.clip = clipper(self.config, [p for p in self.trainer.model.parameters() if p.requires_grad])
         self.history.stopped = ""
-        if not self.history.held_out:
+        if not self.history.held_out and self.held_out is not None:
             self._measure(0)
+            whole, loss = self.config.whole_rate_loss, self.history.held_out[0]["loss"]
+            if whole is not None and loss < whole:
+                self.trainer.slow_down((loss / whole) ** 0.5)
         self.pause = 0.0
         self.clock.begin(self.trainer.summed([self.clock.now() if args.process_index == 0 else 0.0])[0])
         self.measured = self.saved = self.clock.seen
