@@ -373,14 +373,19 @@ def test_the_vocabulary_grows_and_is_cut_only_when_plain(tmp_path):
     torch.testing.assert_close(plain(ids).logits, expected[..., :100], rtol=1e-5, atol=1e-5)
 
 
-def test_a_plain_model_can_be_compressed():
-    model = materialize(random_model())
+def test_a_plain_model_whose_layers_share_no_weight_can_be_compressed(tmp_path):
+    shared = materialize(random_model())
+    with pytest.raises(TargetError, match=r"layers\.0\.intermediate cannot be replaced: it shares its weight with lay"):
+        fewfold.compress(shared, fewfold.LowRank(rank=8, targets=["*.intermediate", "*.output"]))
+    model = materialize(random_model(share="none"))
     layer = model.layers[0]
     weight = layer.intermediate.weight.detach().double().numpy()
     fewfold.compress(model, fewfold.LowRank(rank=8, targets=["*.intermediate", "*.output"]))
     left, kept, right = np.linalg.svd(weight, full_matrices=False)
     wanted = (left[:, :8] * kept[:8]) @ right[:8]
     np.testing.assert_allclose(layer.intermediate.assembled_weight().detach().numpy(), wanted, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(first(ShareBertModel.from_pretrained(tmp_path).eval()), first(model), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", [ShareBertModel, ShareBertForMaskedLM])
