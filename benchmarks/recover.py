@@ -35,6 +35,7 @@ from recover_texts import excluded, recovery_phases, recovery_texts
 import fewfold
 from fewfold.calibration.cache import cache_folder
 from fewfold.checkpoint.config import structure_of
+from fewfold.checkpoint.folders import write_whole
 from fewfold.measure.environment import environment
 from fewfold.measure.quality import quality_row
 from fewfold.report.runs import RunRecord, read_run, read_runs, run_file, write_run
@@ -111,9 +112,7 @@ def pace(bench: Bench, texts: list[str]) -> float:
 
 def _keep(content: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(content))
 
 
 def _judge(bench: Bench, model: Any, name: str, when: str) -> dict[str, Any]:

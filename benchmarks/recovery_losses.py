@@ -85,7 +85,7 @@ def draw(bench: Bench, new: dict[str, Any], steps: int) -> None:
         rows = bench.rivals + [row_of(found[title]) for title in order if title in found]
         note = (
             f"{steps} steps of 32 texts each{', bfloat16 (autocast)' if BF16 else ''}; one seed. The last row of a "
-            "student is the preset `general` (which gives one block 96 % of these rates)."
+            "student is the preset `general`, but for one block, which gets slightly smaller steps there."
         )
         publish(NAME, "What each part of recovery brings", rows, {"steps": steps, "bf16": BF16}, lines=[note, ""])
 

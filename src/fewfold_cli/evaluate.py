@@ -13,7 +13,6 @@ from fewfold_cli.files import check_files, existing_model, tokenizer_of
 
 TASKS = "cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, squad, multi30k-en-de, multi30k-de-en, flickr8k-captions"
 ON_TEXT = ("perplexity", "neighbours")
-GENERATED = ("multi30k-en-de", "multi30k-de-en", "flickr8k-captions")
 TRAINING = {"--limit", "--seeds", "--epochs", "--learning-rate", "--rates", "--batch", "--bf16"}
 ALWAYS = ("folder", "task", "output", "as_json", "verbose")
 BELONGS = {
@@ -139,6 +138,7 @@ def evaluate(
 def _check_options(task: str, given: set[str]) -> None:
     """Refuse options that would be ignored, before anything is loaded."""
     from fewfold import TaskError
+    from fewfold.tasks.evaluate import GENERATED
 
     if {"--finetune", "--probe"} <= given:
         raise TaskError("--finetune trains the model and --probe leaves it as it is: give one of them")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from fewfold.checkpoint.folders import write_whole
 from fewfold.distill.config import DistillConfig
 from fewfold.distill.sketch import is_near
 from fewfold.errors import DistillError
@@ -41,9 +41,7 @@ def phase_folder(checkpoints: Path | None, number: int) -> Path | None:
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
     """Mark a checkpoint complete and say where the run was; written last, in one step."""
-    partial = folder / f"{STATE}.partial"
-    partial.write_text(json.dumps(state) + "\n", encoding="utf-8")
-    os.replace(partial, folder / STATE)
+    write_whole(folder / STATE, json.dumps(state) + "\n")
 
 
 def last_checkpoint(

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from fewfold.checkpoint.folders import write_whole
 from fewfold.measure.environment import environment
 
 FORMAT = 1
@@ -60,10 +61,8 @@ def write_run(run: RunRecord, folder: str | PathLike[str]) -> Path:
     """
     path = run_file(run.kind, run.name, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     text = json.dumps({"format": FORMAT, **asdict(run)}, indent=1, ensure_ascii=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, text + "\n")
     return path
 
 

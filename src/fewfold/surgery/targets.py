@@ -185,7 +185,7 @@ def find_targets(model: nn.Module, operators: bool = False) -> list[Target]:
         own = tuple(ties.get(name, ()))
         refusal = target.refusal or _refusal_of_ties(model, own)
         if name in alike:
-            refusal = f"it shares its weight with {alike[name]}"
+            refusal = f"it shares its weight with {alike[name]}, which would end: leave both out"
         elif target.kind == "embedding" and (reader := readers.get(name.rpartition(".")[2])):
             refusal = f"{reader} reads this weight instead of calling the module"
         targets.append(replace(target, ties=own, head=_is_head(model, name), refusal=refusal))

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fewfold.checkpoint.folders import write_whole
 from fewfold.tasks.finetune import Training
 from fewfold.tasks.judged import Judged
 from fewfold.tasks.metrics import Score
@@ -50,7 +51,5 @@ class KeptRuns:
     def keep(place: Path, run: Run, described: dict[str, Any]) -> None:
         """Write a finished seed down, and let go of its checkpoints."""
         place.mkdir(parents=True, exist_ok=True)
-        partial = place / "run.json.partial"
-        partial.write_text(json.dumps({**asdict(run), "described": described}, ensure_ascii=False), encoding="utf-8")
-        os.replace(partial, place / "run.json")
+        write_whole(place / "run.json", json.dumps({**asdict(run), "described": described}, ensure_ascii=False))
         shutil.rmtree(place / "checkpoints", ignore_errors=True)

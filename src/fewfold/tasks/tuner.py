@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from fewfold.checkpoint.folders import write_whole
 from fewfold.errors import TaskError
 from fewfold.measure.inputs import clipped_length
 from fewfold.progress import bar
@@ -168,9 +168,7 @@ class _Watch(TrainerCallback):
             "seconds": self.tuner.seconds + self.saved - self.begun, "steps": state.global_step,
             "over": state.global_step >= state.max_steps,
         }  # fmt: skip
-        partial = folder / f"{STATE}.partial"
-        partial.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(partial, folder / STATE)
+        write_whole(folder / STATE, json.dumps(content))
 
 
 class _Progress(TrainerCallback):
