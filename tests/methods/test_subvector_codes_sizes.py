@@ -35,6 +35,22 @@ def test_a_number_of_words_that_is_given_stays_under_a_budget():
     assert set(found) == {16}
 
 
+def test_linear_maps_spend_a_budget_of_up_to_eight_bits_a_number():
+    left = []
+    for share in (8, 5, 4):
+        model = model_of()
+        dense = {name: weight.detach().double() for name, weight in model.named_parameters()}
+        compress(
+            model, SubvectorCodes(targets="linears", weighting="none"), budget=Budget(bytes=f"1/{share} of linears")
+        )
+        (budget,) = structure_of(model).provenance["steps"][0]["budgets"]
+        assert 0.85 < budget["reached"] / budget["limit"] <= 1
+        weight = model.get_submodule(INNER).rebuilt_weight().detach().double()
+        before = dense[f"{INNER}.weight"]
+        left.append(float((weight - before).square().sum() / before.square().sum()))
+    assert left[0] > 4 * left[1] > 16 * left[2]
+
+
 @pytest.mark.parametrize("rank", [6, 12, 16])
 def test_a_budget_keeps_a_rank_that_is_given(rank):
     model = compress(

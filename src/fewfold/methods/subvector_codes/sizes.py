@@ -15,10 +15,11 @@ from fewfold.linalg.kmeans import kmeans, nearest
 from fewfold.stored import StoredDtype
 from fewfold.stored.stages import StageSpec, coded_bytes
 
-# widths and words of linear maps, from four bits a number down to half a bit
+# widths and words of linear maps, from eight bits a number down to an eighth of a bit; more words would cost minutes
 LINEAR_SIZES = (
-    (2, 256), (2, 128), (2, 64), (3, 256), (3, 128), (4, 512), (4, 256), (5, 512), (5, 256), (6, 256), (8, 512),
-    (8, 256), (10, 256), (12, 256), (16, 256), (24, 256), (32, 256), (48, 256), (64, 256),
+    (1, 256), (1, 128), (1, 64), (2, 1024), (2, 512), (2, 256), (2, 128), (2, 64), (3, 256), (3, 128), (4, 512),
+    (4, 256), (5, 512), (5, 256), (6, 256), (8, 512), (8, 256), (10, 256), (12, 256), (16, 256), (24, 256), (32, 256),
+    (48, 256), (64, 256),
 )  # fmt: skip
 FEW_WORDS, MANY_WORDS = 256, (512, 1024, 2048, 4096)  # of a codebook for each position, and of one for all
 TABLE_WIDTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
