@@ -3,8 +3,8 @@
 Methods at 1/4, 1/7 and 1/48 of the linears' numbers (codes, low rank and shared layers in few bits: of their bytes),
 whole models by stored bytes, and rivals with the same minutes: the model cut to 1, 2 and 3 of its layers, and few-bit
 storage. Every run is one record in ``benchmarks/runs/recover``; what is there is not run again, and a run that was
-killed goes on from its checkpoint. With tasks measured, the table says how far runs at 1/7 and 1/48 are from 99 % and
-96.7 % of dense.
+killed goes on from its checkpoint. The page also says how our best stands beside every rival that is no smaller and,
+with tasks measured, how far runs at 1/7 and 1/48 are from 99 % and 96.7 % of dense.
 
     python benchmarks/recover.py                                   the ten-minute grid, then the table
     python benchmarks/recover.py --minutes 60 --only "low rank, 1/7"
@@ -26,8 +26,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import BF16, Bench, check, publish, row_of
+from common import BF16, Bench, publish, row_of
 from pace import seconds_a_step
+from recover_claims import TASKS, claims, task_table
 from recover_curves import draw_curves, group_of
 from recover_plans import TEXT, Make, plans
 from recover_texts import excluded, recovery_phases, recovery_texts
@@ -46,8 +47,7 @@ PACE = RUNS / "recover.pace.json"  # of the first run
 WORK = cache_folder().parent / "recover"
 PICTURE = Path(__file__).parent.parent / "docs" / "results" / "recover.png"
 KIND, MODEL, DENSE = "recover", "all-MiniLM-L6-v2", "dense"
-BARS = {"1/7": 0.99, "1/48": 0.967}  # shares of the dense model's mean over the tasks, as published
-TASKS: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "sst2": {"finetune": FineTuning(learning_rate=5e-5, epochs=1, limit=8000, bf16=BF16)},
     "cola": {"finetune": FineTuning(learning_rate=5e-5, epochs=3, limit=8551, bf16=BF16)},
     "squad": {
@@ -131,37 +131,18 @@ def dense(bench: Bench) -> None:
 
 def finetune(bench: Bench, run: RunRecord) -> None:
     """Add scores of tasks to a record, one after another: the model is fine-tuned on each."""
-    for task, settings in TASKS.items():
+    for task in TASKS:
         if task in run.numbers.get("tasks", {}):
             continue
         plan = run.settings["plan"]
         model = bench.fresh() if plan == DENSE else fewfold.load(work(plan, run.settings["minutes"]))
         kept = work(plan, run.settings["minutes"])
         kept = kept.with_name(f"{kept.name}.{task}.checkpoints")
-        result = evaluate(model, task, tokenizer=bench.tokenizer, checkpoints=kept, **settings).to_dict()
+        result = evaluate(model, task, tokenizer=bench.tokenizer, checkpoints=kept, **SETTINGS[task]).to_dict()
         run.numbers.setdefault("tasks", {})[task] = result
         write_run(run, RUNS)
         shutil.rmtree(kept)
         print(f"{run.name}, {task}: {result['metrics']}", flush=True)
-
-
-def mean_of_tasks(run: RunRecord) -> float | None:
-    """The mean of the tasks' main metrics; None before all are measured."""
-    tasks = run.numbers.get("tasks", {})
-    if any(task not in tasks for task in TASKS):
-        return None
-    return sum(next(iter(tasks[task]["metrics"].values()))["mean"] for task in TASKS) / len(TASKS)
-
-
-def claims(runs: list[RunRecord]) -> list[dict[str, Any]]:
-    """How far each run at a published ratio is from the published share of dense, where tasks are measured."""
-    whole = next((mean_of_tasks(run) for run in runs if run.settings["plan"] == DENSE), None)
-    found = []
-    for run in runs:
-        bar, mean = BARS.get(group_of(run.settings["plan"])), mean_of_tasks(run)
-        if whole and bar and mean is not None:
-            found.append(check(f"{run.name}: mean over {', '.join(TASKS)}, as a share of dense", mean / whole, bar))
-    return found
 
 
 def draw(bench: Bench) -> None:
@@ -180,7 +161,7 @@ def draw(bench: Bench) -> None:
     draw_curves(runs, PICTURE)
     picture = f"![Losses over minutes, training and held-out texts](../results/{PICTURE.name})"
     extra = {"runs": [run.name for run in runs], "checks": claims(runs)}
-    publish("recover", "Recovery with equal minutes", rows, extra, lines=[picture, ""])
+    publish("recover", "Recovery with equal minutes", rows, extra, lines=[*task_table(runs), picture, ""])
 
 
 def main() -> None:
