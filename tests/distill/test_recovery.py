@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 from distill_models import config, make_tokenizer, sentences
 
 import fewfold
@@ -58,6 +59,31 @@ def test_what_would_stop_the_recovery_is_found_before_anything_is_compressed(
         fewfold.compress(model, PLAIN, recover=config(**settings), recovery=Recovery(data=data), tokenizer=tokenizer)
     assert structure_of(model) is None
     assert distance(model, teacher) == 0
+
+
+def test_layers_that_cannot_be_recovered_one_by_one_are_found_before_anything_is_compressed(tokenizer, texts):
+    model = transformers.AlbertModel(
+        transformers.AlbertConfig(
+            vocab_size=len(tokenizer), embedding_size=8, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+            intermediate_size=32, max_position_embeddings=64,
+        )
+    ).eval()  # fmt: skip
+    with pytest.raises(DistillError, match=r"AlbertModel cannot be recovered layer by layer: .*once.*local_steps"):
+        fewfold.compress(
+            model, PLAIN, recover=config(local_steps=2), recovery=Recovery(data=texts), tokenizer=tokenizer
+        )
+    assert structure_of(model) is None
+    fewfold.compress(model, PLAIN, recover=config(steps=2), recovery=Recovery(data=texts), tokenizer=tokenizer)
+    assert structure_of(model) is not None
+
+
+def test_layers_are_recovered_one_by_one_after_compression(teacher, tokenizer, texts):
+    model = copy.deepcopy(teacher)
+    fewfold.compress(
+        model, PLAIN, recover=config(steps=2, local_steps=2), recovery=Recovery(data=texts), tokenizer=tokenizer
+    )
+    (record,) = structure_of(model).provenance["recoveries"]
+    assert record["steps"] == 2
 
 
 def test_calibration_texts_serve_both(teacher, tokenizer, texts):

@@ -7,6 +7,7 @@ block by block, and every fit is a small quadratic problem in float64, whatever 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -28,6 +29,7 @@ from fewfold.progress import track
 from fewfold.surgery.targets import Target, find_targets, read_bias, read_weight
 
 TEXTS = 4096  # of a run's texts are drawn
+FEW_TEXTS = 2  # of a rehearsal
 RIDGE = 0.01  # pull towards the dense weight, as a share of the mean input energy
 
 
@@ -39,6 +41,23 @@ class Local:
     texts: Sequence[str]
     tokenizer: Any
 
+    def rehearse(self, model: Any) -> None:
+        """Run a dense model block by block on a few texts, as a recovery of it will.
+
+        :raises DistillError: as of :meth:`recover`.
+        """
+        if not self.config.local_steps:
+            return
+        _in_one_process()
+        batches = calibration_batches(self.texts[:FEW_TEXTS], self.tokenizer, model, max_length=self.config.max_length)
+        linears = [target for target in find_targets(model) if target.kind == "linear"]
+        try:
+            with evaluating(model):
+                for number, blocks in enumerate(find_stacks(model, linears)):
+                    deque(Streams(model, model, blocks, linears, batches, first=number == 0).stages(), maxlen=0)
+        except CannotStream as reason:
+            raise _not_by_layers(model, reason) from None
+
     def recover(self, teacher: Any, student: Any) -> dict[str, float]:
         """Fit the student's layers; by layer, what was won.
 
@@ -46,8 +65,7 @@ class Local:
         """
         if not self.config.local_steps:
             return {}
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise DistillError("local_steps fits layers in one process: run that alone first, or leave it 0")
+        _in_one_process()
         count = min(TEXTS, len(self.texts))
         texts = Random(self.config.seed).sample(self.texts, count) if count < len(self.texts) else self.texts
         gains = local_recover(
@@ -109,8 +127,19 @@ def local_recover(
                         gain = _fit(Outputs.of(teacher, targets[name], drift), module, steps) if drift.count else 0.0
                         gains.append(LocalGain(name, gain))
     except CannotStream as reason:
-        raise DistillError(f"{type(student).__name__} cannot be recovered layer by layer: {reason}") from None
+        raise _not_by_layers(student, reason) from None
     return gains
+
+
+def _in_one_process() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DistillError("local_steps fits layers in one process: run that alone first, or leave it 0")
+
+
+def _not_by_layers(model: Any, reason: CannotStream) -> DistillError:
+    return DistillError(
+        f"{type(model).__name__} cannot be recovered layer by layer: {reason}. Leave local_steps (--local) 0"
+    )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from fewfold.distill.checkpoints import phase_folder, refuse_others, work_key
 from fewfold.distill.checks import check_data, vocabularies_of
 from fewfold.distill.config import DistillConfig
+from fewfold.distill.local import Local
 from fewfold.distill.masked import BatchMasking
 from fewfold.distill.objective import Objective
 from fewfold.distill.reading import Reading, planned_steps, split_off
@@ -39,6 +40,7 @@ def rehearse(
     words = vocabularies_of(tokenizer) if is_seq2seq(model) else tokenizer
     reading = Reading(data, phases, words, exclude, model)
     for number, phase in enumerate(phases, 1):
+        Local(phase, reading.examples.texts, getattr(tokenizer, "source", tokenizer)).rehearse(model)
         learned, _ = split_off(reading.tokens(phase), phase)
         check_data(learned, phase, planned_steps(phase, len(learned)))
         folder = phase_folder(checkpoints, number)
