@@ -177,7 +177,7 @@ def _statistics(
         return NO_STATISTICS
     wanted = [method_named(unit.method).calibrates(unit) for unit in units]
     gradients = "inputs and gradients" in wanted
-    asking = [unit for unit, what in zip(units, wanted, strict=True) if what != "nothing"]
+    asking = [unit for unit, what in zip(units, wanted, strict=True) if what != "nothing" or _competes(unit)]
     targets = {target.module: target for unit in asking for target in unit.targets}
     widths = [target.columns if target.kind == "embedding" else target.rows for target in targets.values()]
     needed = sum(8 * width * width for width in widths)
@@ -193,6 +193,12 @@ def _statistics(
         key = f"{model_fingerprint(model)}|{fingerprint(batches)}|{sorted(targets)}|{gradients}|{seed}"
         cache = Cache(key)
     return collect(model, list(targets.values()), batches, gradients=gradients, seed=seed, cache=cache)
+
+
+def _competes(unit: Unit) -> bool:
+    """Whether a budget may weigh the unit's errors against those of others, which takes one unit for all of them."""
+    linear = all(target.kind == "linear" for target in unit.targets)
+    return linear and unit.config.budget is None and method_named(unit.method).fixed(unit) is None
 
 
 def _record(

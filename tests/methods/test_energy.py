@@ -1,9 +1,12 @@
 """Errors of different methods are in one unit, so that a budget can weigh them against each other."""
 
+import sys
+
 import pytest
 import torch
 from tiny_models import make
 
+import fewfold
 from fewfold import LowRank, Recipe, SharedBasis, SharedFactors, SharedLayers, SubvectorCodes, TensorTrain, Tucker
 from fewfold.calibration.collect import collect
 from fewfold.calibration.statistics import NO_STATISTICS
@@ -51,6 +54,19 @@ def test_the_smallest_sizes_lose_about_as_much(method, known, seen):
     model, statistics = seen
     expected = largest_error(CONFIGS["low rank"], model, statistics[known])
     assert expected / 5 < largest_error(CONFIGS[method], model, statistics[known]) < 5 * expected
+
+
+def test_a_budget_weighs_what_is_not_calibrated_in_the_unit_of_what_is(monkeypatch):
+    model, seen_by = make("bert"), {}
+    module = sys.modules["fewfold.compress"]
+    plan = module.plan
+    monkeypatch.setattr(module, "plan", lambda *given: seen_by.update(statistics=given[4]) or plan(*given))
+    recipe = [TensorTrain(targets="*.intermediate.dense"), LowRank(targets="*.output.dense", multiple_of=1)]
+    batches = [{"input_ids": torch.randint(0, 61, (8, 16))}] * 2
+    fewfold.compress(model, recipe, budget=fewfold.Budget(parameters="1/2 of linears"), calibration=batches)
+    for target in find_targets(make("bert")):
+        if target.name.endswith("intermediate.dense"):
+            assert output_energy(target, torch.ones(target.rows, target.columns), seen_by["statistics"]) not in (0, 1)
 
 
 def test_the_energy_is_that_of_the_output(seen):
