@@ -51,8 +51,8 @@ def _fields(config: Any, names: Collection[str]) -> str:
     lines = ["| field | default | |", "|---|---|---|"]
     for name, field in config.model_fields.items():
         if name in names:
-            default = field.get_default(call_default_factory=True)
-            lines.append(f"| `{name}` | `{default!r}` | {(field.description or '').replace('|', chr(92) + '|')} |")
+            default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
+            lines.append(f"| `{name}` | {default} | {(field.description or '').replace('|', chr(92) + '|')} |")
     return "\n".join(lines)
 
 

@@ -270,7 +270,8 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
         ),
         (
             "layers-default",
-            "ours: every block serves two neighbouring layers, its start their aligned mean; differences by budget",
+            "ours: every block serves two neighbouring layers, its start their aligned mean, most of it one of them; "
+            "differences by budget",
             [SharedLayers()],
         ),
         ("svd", "truncated SVD of every linear (Eckart and Young 1936)", [LowRank(weighting="none")]),

@@ -73,10 +73,9 @@ def _is_expected(error: Exception) -> bool:
     from safetensors import SafetensorError
 
     from fewfold import FewfoldError
-    from fewfold.tasks.data import DataUnavailable
 
     missing_extra = isinstance(error, ImportError) and "pip install" in str(error)
-    return missing_extra or isinstance(error, FewfoldError | DataUnavailable | OSError | SafetensorError)
+    return missing_extra or isinstance(error, FewfoldError | OSError | SafetensorError)
 
 
 def _message(error: Exception) -> str:

@@ -3,7 +3,7 @@ import lzma
 
 import pytest
 
-from fewfold.errors import TaskError
+from fewfold.errors import FewfoldError, TaskError
 from fewfold.tasks import data
 from fewfold.tasks.data import DataUnavailable, SentencePair
 
@@ -23,7 +23,7 @@ def test_root_is_the_named_folder_or_one_beside(tmp_path, monkeypatch):
     monkeypatch.setenv("FEWFOLD_DATA", str(tmp_path))
     assert data.data_root() == tmp_path
     monkeypatch.setenv("FEWFOLD_DATA", str(tmp_path / "none"))
-    with pytest.raises(DataUnavailable, match="not a folder"):
+    with pytest.raises(FewfoldError, match="not a folder"):
         data.data_root()
     monkeypatch.delenv("FEWFOLD_DATA")
     monkeypatch.setattr(data, "__file__", str(tmp_path / "repo" / "src" / "fewfold" / "tasks" / "data.py"))

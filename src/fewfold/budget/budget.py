@@ -35,7 +35,7 @@ class Budget(BaseModel):
 
     An absolute amount without ``of`` is the whole model's: all unique parameters, the tensors of the weight file (its
     header, a fraction of a percent, apart), the linear maps' multiply-accumulates a token, or one forward pass. A
-    fraction's denominator is the dense weights of the targets that its part names (no biases, no norms):
+    fraction's denominator is the dense weights that the recipe replaces and its part names (no biases, no norms):
     ``1/4 of linears``, ``1/10 of embeddings``, ``1/4 of all``, ``1/4 of encoder.layer.*``.
     """
 

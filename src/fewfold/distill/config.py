@@ -22,7 +22,7 @@ class _Strict(BaseModel):
 class HiddenTerm(_Strict):
     """Squared error of hidden states."""
 
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, description="of this loss in the sum")
     layers: Layers = Field(
         "last", description="'last', 'all' (0 is the embeddings' output), student layers, or (student, teacher) pairs"
     )
@@ -37,8 +37,8 @@ class HiddenTerm(_Strict):
 class LogitsTerm(_Strict):
     """Nearness of the output distributions."""
 
-    weight: float = Field(1.0, gt=0)
-    temperature: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, description="of this loss in the sum")
+    temperature: float = Field(1.0, gt=0, description="both softmaxes divide logits by it")
     kind: Literal["kl", "soft_cross_entropy"] = Field(
         "kl", description="KL divergence times T², or cross-entropy averaged over classes too and without T²"
     )
@@ -47,7 +47,7 @@ class LogitsTerm(_Strict):
 class AttentionTerm(_Strict):
     """Nearness of what the heads do."""
 
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, description="of this loss in the sum")
     layers: Layers = Field("last", description="as of hidden states; layer 1 is the first")
     kind: Literal["scores", "probabilities", "values"] = Field(
         "probabilities",
@@ -69,13 +69,13 @@ class AttentionTerm(_Strict):
 class WeightedTerm(_Strict):
     """A term with nothing to choose but its weight."""
 
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, description="of this loss in the sum")
 
 
 class AnchorsTerm(_Strict):
     """Nearness of what a text is like: its similarities to some of the texts, which stand still."""
 
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, description="of this loss in the sum")
     count: int = Field(1024, ge=2, description="of the texts trained on, how many are anchors")
     temperature: float = Field(0.1, gt=0, description="of the softmax over cosines; the lower, the nearer ones count")
 
@@ -87,9 +87,9 @@ class DistillConfig(_Strict):
     of each text's own mean (``"examples"``). Without ``steps``, ``epochs`` or ``minutes``, one epoch is run.
     """
 
-    hidden: list[HiddenTerm] = Field(default_factory=list)
-    logits: LogitsTerm | None = None
-    attention: list[AttentionTerm] = Field(default_factory=list)
+    hidden: list[HiddenTerm] = Field(default_factory=list, description="hidden states, one term or several")
+    logits: LogitsTerm | None = Field(None, description="output distributions, of models with a head")
+    attention: list[AttentionTerm] = Field(default_factory=list, description="what the heads do, one term or several")
     sentence: WeightedTerm | None = Field(
         None, description="1 − cosine of mean-pooled last hidden states (of an encoder–decoder: the encoder's)"
     )
@@ -100,7 +100,9 @@ class DistillConfig(_Strict):
     labels: WeightedTerm | None = Field(
         None, description="cross-entropy with labels or target tokens, squared error with scores"
     )
-    reduction: Literal["tokens", "examples"] = "tokens"
+    reduction: Literal["tokens", "examples"] = Field(
+        "tokens", description="mean over all real tokens, or over texts of each one's own mean"
+    )
     count_padding: bool = Field(False, description="padding counts like text (as the published code has it)")
     projection: bool = Field(False, description="learn a map from the student's width to the teacher's")
     dropout: bool = Field(False, description="the student's dropout is on")
@@ -125,8 +127,10 @@ class DistillConfig(_Strict):
         0, ge=0, description="before the first step every compressed linear is fitted to the dense layer's outputs, "
         "one after another, in so many L-BFGS steps (20 is usual); 0: not"
     )  # fmt: skip
-    optimizer: Literal["adamw", "bert_adam"] = "adamw"
-    learning_rate: float = Field(3e-4, gt=0)
+    optimizer: Literal["adamw", "bert_adam"] = Field(
+        "adamw", description="AdamW, or Adam without bias correction as BERT's code has it"
+    )
+    learning_rate: float = Field(3e-4, gt=0, description="its peak")
     rates: Literal["equal", "by_size"] = Field(
         "equal", description="one learning rate, or larger ones for tensors of larger numbers than weights have: "
         "factors, sub-vectors"
@@ -135,29 +139,29 @@ class DistillConfig(_Strict):
         None, gt=0, description="a student whose held-out loss before training is lower takes less of the learning "
         "rate, in proportion to the loss's root: near the teacher, whole steps lead away from it"
     )  # fmt: skip
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = Field(1e-8, gt=0)
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of Adam")
+    epsilon: float = Field(1e-8, gt=0, description="of Adam")
     weight_decay: float = Field(0.0, ge=0, description="of all but biases and norms")
     clip: float = Field(1.0, ge=0, description="norm that gradients are cut to, 0: never")
-    clip_by: Literal["model", "tensor"] = "model"
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    clip_by: Literal["model", "tensor"] = Field("model", description="the norm of all gradients together, or of each")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="how the rate falls after the rise")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the run in which the rate rises")
     bf16: bool = Field(False, description="autocast to bfloat16")
     quantization_aware: bool = Field(
         True, description="what is kept in 2 to 4 bits is rounded in every pass, and gradients go straight through"
     )
 
-    steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, ge=1, description="optimizer steps")
+    epochs: float | None = Field(None, gt=0, description="passes over the texts")
     minutes: float | None = Field(None, gt=0, description="wall-clock limit; the schedule then follows the clock")
-    validation: int = Field(128, ge=0, description="texts held out to measure the loss on")
+    validation: int = Field(128, ge=0, description="texts held out to measure the loss on; a tenth of all at most")
     evaluate_minutes: float = Field(5.0, gt=0, description="minutes between two measurements on held-out texts")
     patience: int | None = Field(None, ge=1, description="measurements without a gain after which to stop")
-    checkpoint_minutes: float = Field(5.0, gt=0)
+    checkpoint_minutes: float = Field(5.0, gt=0, description="minutes between two checkpoints: what a kill may lose")
     log_steps: int = Field(10, ge=1, description="steps that one point of the loss curve averages")
-    seed: int = 0
-    name: str = "custom"
-    source: str = ""
+    seed: int = Field(0, description="of the order of texts, what is held out, and dropout")
+    name: str = Field("custom", description="what records call it")
+    source: str = Field("", description="where it comes from, in words")
 
     @field_validator("hidden", "attention", mode="before")
     @classmethod

@@ -22,18 +22,20 @@ class PretrainSettings(CheckedSettings):
         "its share of the batch)",
     )  # fmt: skip
     learning_rate: float = Field(1e-3, gt=0, description="its peak")
-    betas: tuple[float, float] = (0.9, 0.98)
-    epsilon: float = Field(1e-6, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = Field((0.9, 0.98), description="of AdamW")
+    epsilon: float = Field(1e-6, gt=0, description="of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="of all but biases and norms")
     warmup: float = Field(0.06, ge=0, lt=1, description="share of the steps in which the rate rises")
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = Field(
+        "linear", description="how the rate falls after the rise"
+    )
     max_gradient_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to it")
     bf16: bool = Field(False, description="autocast to bfloat16")
-    seed: int = 0
+    seed: int = Field(0, description="of weights, order, masks and dropout")
     log_steps: int = Field(50, ge=1, description="steps that a point of the curve averages")
     evaluate_steps: int | None = Field(None, ge=1, description="steps between looks at held-out data (a quarter)")
-    checkpoint_steps: int = Field(500, ge=1)
-    checkpoints_kept: int = Field(1, ge=1)
+    checkpoint_steps: int = Field(500, ge=1, description="steps between two checkpoints: what a kill may lose")
+    checkpoints_kept: int = Field(1, ge=1, description="so many of the last ones stay")
 
     def accumulated(self, processes: int) -> tuple[int, int]:
         """Split a step's batch.

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from fewfold.checkpoint.folders import write_whole
+from fewfold.errors import FewfoldError
 from fewfold.measure.environment import environment
 
 FORMAT = 1
 
 
-class BadRecord(ValueError):
+class BadRecord(FewfoldError):
     """A file that is no record of a run, or one of a newer fewfold."""
 
 

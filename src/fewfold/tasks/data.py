@@ -14,7 +14,7 @@ from fewfold.errors import TaskError
 from fewfold.optional import require
 
 
-class DataUnavailable(RuntimeError):
+class DataUnavailable(TaskError):
     """Data that is neither under the data root nor to be had from the Hub; the message says how to get it."""
 
 
