@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from fewfold.budget.plan import Choice, Plan, Reached, plan
+from fewfold.budget.plan import Choice, Plan, Reached, competing, plan
 from fewfold.calibration.cache import Cache, model_fingerprint
 from fewfold.calibration.collect import collect
 from fewfold.calibration.inputs import Batch, calibration_batches, count_rows, count_tokens, fingerprint
@@ -29,7 +29,7 @@ from fewfold.methods.registry import method_named
 from fewfold.recipe import Recipe, as_budgets
 from fewfold.store import free_name
 from fewfold.surgery.replace import replace_modules
-from fewfold.surgery.targets import is_token_table, read_weight
+from fewfold.surgery.targets import Target, is_token_table, read_weight
 from fewfold.surgery.units import find_units
 from fewfold.surgery.wrappers import inner_model
 
@@ -82,12 +82,14 @@ def compress(
     """
     recipe, given = Recipe.of(recipe), model
     model = inner_model(model)
-    distillation = prepare(model, recipe.recover if recover is None else recover, recovery, calibration, tokenizer)
     budgets = [*recipe.budget, *as_budgets(budget)]
     units = find_units(model, recipe)
     for unit in units:
         method_named(unit.method).check_model(unit, model, fit)
     targets = [target for unit in units for target in unit.targets]
+    replaced = {target.module for target in targets}
+    phases = recipe.recover if recover is None else recover
+    distillation = prepare(model, phases, recovery, calibration, tokenizer, replaced)
     # statistics are kept on the CPU, and fits are made there, wherever the model is
     weights = {target.name: read_weight(model, target).cpu() for target in targets} if fit else {}
     asking = [unit for unit in units if method_named(unit.method).calibrates(unit) != "nothing"] if fit else []
@@ -115,7 +117,7 @@ def compress(
     in_sequence = recipe.sequential if sequential is None else sequential
     # what is fitted in sequence gathers its own moments later: ranks are weighed on every fourth batch
     sample = batches[:: max(1, min(4, len(batches) // 4))] if in_sequence and tokenizer is not None else batches
-    statistics = _statistics(model, units, sample, seed, cache)
+    statistics = _statistics(model, units, competing(model, units, budgets) if batches else [], sample, seed, cache)
     if batches:
         statistics.texts, statistics.tokens = count_rows(batches)
         _count_everything(model, statistics, asking, calibration, tokenizer)
@@ -170,17 +172,24 @@ def is_causal(model: nn.Module) -> bool:
 
 
 def _statistics(
-    model: nn.Module, units: Sequence[Unit], batches: Sequence[Batch], seed: int, use_cache: bool
+    model: nn.Module,
+    units: Sequence[Unit],
+    competing: Sequence[Unit],
+    batches: Sequence[Batch],
+    seed: int,
+    use_cache: bool,
 ) -> Statistics:
-    """Calibrate on the batches, or read what an earlier calibration on the same left."""
+    """Calibrate on the batches, or read what an earlier calibration on the same left.
+
+    :param competing: units that are not calibrated, and whose errors have to be in the unit of the others'.
+    """
     if not batches:
         return NO_STATISTICS
     wanted = [method_named(unit.method).calibrates(unit) for unit in units]
     gradients = "inputs and gradients" in wanted
-    asking = [unit for unit, what in zip(units, wanted, strict=True) if what != "nothing" or _competes(unit)]
+    asking = [unit for unit, what in zip(units, wanted, strict=True) if what != "nothing"]
     targets = {target.module: target for unit in asking for target in unit.targets}
-    widths = [target.columns if target.kind == "embedding" else target.rows for target in targets.values()]
-    needed = sum(8 * width * width for width in widths)
+    needed = _metric_bytes(targets.values())
     if gradients and needed > METRIC_BYTES:
         warnings.warn(
             f"output metrics of {len(targets)} targets would take {needed / 1e9:.0f} GB: fitting "
@@ -188,6 +197,9 @@ def _statistics(
             stacklevel=3,
         )
         gradients = False
+    more = {target.module: target for unit in competing for target in unit.targets}
+    if gradients and needed + _metric_bytes(more.values()) <= METRIC_BYTES:  # else their errors stay shares
+        targets = {**more, **targets}
     cache = None
     if use_cache:
         key = f"{model_fingerprint(model)}|{fingerprint(batches)}|{sorted(targets)}|{gradients}|{seed}"
@@ -195,10 +207,10 @@ def _statistics(
     return collect(model, list(targets.values()), batches, gradients=gradients, seed=seed, cache=cache)
 
 
-def _competes(unit: Unit) -> bool:
-    """Whether a budget may weigh the unit's errors against those of others, which takes one unit for all of them."""
-    linear = all(target.kind == "linear" for target in unit.targets)
-    return linear and unit.config.budget is None and method_named(unit.method).fixed(unit) is None
+def _metric_bytes(targets: Iterable[Target]) -> int:
+    """What the metrics at the outputs take."""
+    widths = [target.columns if target.kind == "embedding" else target.rows for target in targets]
+    return sum(8 * width * width for width in widths)
 
 
 def _record(

@@ -63,3 +63,12 @@ def test_even_gives_everyone_the_same_share():
     first, second = even(curves, 550, "budget")
     assert first == second
     assert curves[0].costs[first] + curves[1].costs[second] == 550
+
+
+def test_even_minds_costs_that_do_not_rise_with_the_place():
+    curve = Curve("coded", [30.0, 10.0, 20.0], [0.0] * 3)
+    assert even([curve, curve], 25.0, "it") == [1, 1]
+    assert even([curve, curve], 45.0, "it") == [2, 2]
+    assert even([curve, curve], 60.0, "it") == [0, 0]
+    with pytest.raises(BudgetError, match="20"):
+        even([curve, curve], 19.0, "it")

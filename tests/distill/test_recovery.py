@@ -73,6 +73,11 @@ def test_layers_that_cannot_be_recovered_one_by_one_are_found_before_anything_is
             model, PLAIN, recover=config(local_steps=2), recovery=Recovery(data=texts), tokenizer=tokenizer
         )
     assert structure_of(model) is None
+    table = fewfold.Dense(targets="embeddings", stored_dtype="int8")  # no layer is to be recovered
+    fewfold.compress(
+        copy.deepcopy(model), table, recover=config(steps=2, local_steps=2), recovery=Recovery(data=texts),
+        tokenizer=tokenizer,
+    )  # fmt: skip
     fewfold.compress(model, PLAIN, recover=config(steps=2), recovery=Recovery(data=texts), tokenizer=tokenizer)
     assert structure_of(model) is not None
 
@@ -80,8 +85,9 @@ def test_layers_that_cannot_be_recovered_one_by_one_are_found_before_anything_is
 def test_layers_are_recovered_one_by_one_after_compression(teacher, tokenizer, texts):
     model = copy.deepcopy(teacher)
     fewfold.compress(
-        model, PLAIN, recover=config(steps=2, local_steps=2), recovery=Recovery(data=texts), tokenizer=tokenizer
-    )
+        model, PLAIN, recover=config(steps=2, local_steps=2), recovery=Recovery(data=["", " ", *texts]),
+        tokenizer=tokenizer,
+    )  # fmt: skip
     (record,) = structure_of(model).provenance["recoveries"]
     assert record["steps"] == 2
 
@@ -135,7 +141,7 @@ def test_a_folder_of_another_recovery_is_found_before_anything_is_compressed(
 
     done = recover(steps=3)
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["fewfold.compress"], "find_units", lambda *_: pytest.fail("began to compress"))
+        patch.setattr(sys.modules["fewfold.compress"], "read_weight", lambda *_: pytest.fail("began to compress"))
         with pytest.raises(DistillError, match="phase-1 holds checkpoints of a run with other"):
             recover(steps=3, learning_rate=0.5)
     assert distance(recover(steps=3), done) == 0  # its own are gone on from

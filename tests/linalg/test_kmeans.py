@@ -44,7 +44,8 @@ def test_of_equal_words_the_first_is_taken():
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("words", [2, 9, 60])
-def test_iterations_never_end_above_their_start(words, weighted):
+def test_iterations_never_end_above_their_start(words, weighted, monkeypatch):
+    monkeypatch.setattr(module, "SAMPLE_PER_WORD", 1000)  # a sample's error may fall while that of all points rises
     points = clustered(700, 3, 12)
     weights = torch.from_numpy(np.random.default_rng(3).pareto(1.5, 700)).float() if weighted else None
     errors = [distortion(points, kmeans(points, words, weights, count), weights) for count in (0, 1, 2, 5, 20)]
@@ -171,3 +172,9 @@ def test_wrong_values_are_named():
     ):
         with pytest.raises(ValueError, match="finite"):
             kmeans(points, 2, weights)
+
+
+def test_points_drawn_with_the_same_seed_are_sampled_fairly():
+    points = torch.randn(70_000, 1, generator=torch.Generator().manual_seed(0))
+    words = kmeans(points, 256, iterations=5)
+    assert float((points - words[nearest(points, words)]).square().mean()) < 2e-4

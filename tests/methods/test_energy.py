@@ -23,6 +23,11 @@ CONFIGS = {
     "tensor train": TensorTrain(),
     "layers": SharedLayers(),
     "codes": SubvectorCodes(words=2),
+    "low rank of weights": LowRank(multiple_of=1, weighting="none"),
+    "shared basis of weights": SharedBasis(multiple_of=1, weighting="none"),
+    "codes of weights": SubvectorCodes(words=2, weighting="none"),
+    "low rank of inputs": LowRank(multiple_of=1, weighting="inputs"),
+    "codes of inputs": SubvectorCodes(words=2, weighting="inputs"),
 }
 STATISTICS = ["none", "inputs", "inputs and gradients"]
 
@@ -51,22 +56,56 @@ def largest_error(config, model, statistics):
 @pytest.mark.parametrize("known", STATISTICS)
 @pytest.mark.parametrize("method", CONFIGS)
 def test_the_smallest_sizes_lose_about_as_much(method, known, seen):
+    if known == "none" and method.endswith("of inputs"):
+        pytest.skip("inputs have to be known")
     model, statistics = seen
     expected = largest_error(CONFIGS["low rank"], model, statistics[known])
     assert expected / 5 < largest_error(CONFIGS[method], model, statistics[known]) < 5 * expected
 
 
-def test_a_budget_weighs_what_is_not_calibrated_in_the_unit_of_what_is(monkeypatch):
+def collected(monkeypatch, recipe, budget):
+    """By name, whether calibration saw the linear map's inputs and gradients."""
     model, seen_by = make("bert"), {}
     module = sys.modules["fewfold.compress"]
     plan = module.plan
     monkeypatch.setattr(module, "plan", lambda *given: seen_by.update(statistics=given[4]) or plan(*given))
-    recipe = [TensorTrain(targets="*.intermediate.dense"), LowRank(targets="*.output.dense", multiple_of=1)]
     batches = [{"input_ids": torch.randint(0, 61, (8, 16))}] * 2
-    fewfold.compress(model, recipe, budget=fewfold.Budget(parameters="1/2 of linears"), calibration=batches)
-    for target in find_targets(make("bert")):
-        if target.name.endswith("intermediate.dense"):
-            assert output_energy(target, torch.ones(target.rows, target.columns), seen_by["statistics"]) not in (0, 1)
+    fewfold.compress(model, recipe, budget=budget, calibration=batches)
+    return {
+        target.name: output_energy(target, torch.ones(target.rows, target.columns), seen_by["statistics"]) != 1
+        for target in find_targets(make("bert")) if target.kind == "linear"
+    }  # fmt: skip
+
+
+HALF = fewfold.Budget(parameters="1/2 of linears")
+
+
+@pytest.mark.parametrize(
+    ("trains", "ranks", "rest", "expected"),
+    [
+        ({}, {}, HALF, True),
+        ({"budget": HALF}, {"budget": HALF}, None, True),
+        ({"budget": HALF}, {}, HALF, False),
+        ({"budget": HALF}, {"rank": 4}, None, False),
+    ],
+    ids=["one budget", "one budget in two configs", "two budgets", "nothing beside it"],
+)
+def test_what_is_not_calibrated_is_weighed_in_the_unit_of_what_is(trains, ranks, rest, expected, monkeypatch):
+    """Where one budget chooses between them, and nowhere else."""
+    recipe = [TensorTrain(targets="*.intermediate.dense", **trains), LowRank(targets="*.output.dense", **ranks)]
+    found = collected(monkeypatch, recipe, rest)
+    assert {seen for name, seen in found.items() if name.endswith("intermediate.dense")} == {expected}
+    assert any(seen for name, seen in found.items() if name.endswith("output.dense"))
+
+
+def test_metrics_of_what_is_not_calibrated_take_none_from_what_is(monkeypatch):
+    monkeypatch.setattr(sys.modules["fewfold.compress"], "METRIC_BYTES", 16_000)
+    recipe = [
+        TensorTrain(targets="*.intermediate.dense"),
+        LowRank(targets="*.output.dense", multiple_of=1, weighting="inputs_and_outputs"),
+    ]
+    found = collected(monkeypatch, recipe, HALF)
+    assert not any(seen for name, seen in found.items() if name.endswith("intermediate.dense"))
 
 
 def test_the_energy_is_that_of_the_output(seen):

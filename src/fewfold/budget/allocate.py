@@ -96,14 +96,15 @@ def _fill(curves: Sequence[Curve], chosen: list[int], left: float) -> list[int]:
 
 def even(curves: Sequence[Curve], limit: float, what: str) -> list[int]:
     """Pick the same share of each curve's largest cost: for structures that are trained, not fitted."""
-    allocate([Curve(c.name, [c.costs[0]], [0.0]) for c in curves], limit, what)
+    allocate([Curve(c.name, [min(c.costs)], [0.0]) for c in curves], limit, what)
+    orders = [sorted(range(len(curve.costs)), key=curve.costs.__getitem__) for curve in curves]
     low, high = 0.0, 1.0
-    chosen = [0] * len(curves)
+    chosen = [order[0] for order in orders]
     for _ in range(60):
         share = (low + high) / 2
         trial = [
-            max((i for i, cost in enumerate(curve.costs) if cost <= share * curve.costs[-1]), default=0)
-            for curve in curves
+            next((i for i in reversed(order) if curve.costs[i] <= share * curve.costs[order[-1]]), order[0])
+            for curve, order in zip(curves, orders, strict=True)
         ]
         if sum(curve.costs[i] for curve, i in zip(curves, trial, strict=True)) <= limit:
             low, chosen = share, trial

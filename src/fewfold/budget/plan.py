@@ -96,6 +96,22 @@ def plan(
     return Plan([choices[number] for number in range(len(units))], reached, timing)
 
 
+def competing(model: nn.Module, units: Sequence[Unit], budgets: Sequence[Budget]) -> list[Unit]:
+    """Units that calibrate nothing, and whose sizes a budget weighs against those of units that are calibrated.
+
+    :raises BudgetError: as of :func:`plan`, where budgets do not fit the units.
+    """
+    _check_rivals(units, budgets)
+    found = []
+    free = {number for number, unit in enumerate(units) if method_named(unit.method).fixed(unit) is None}
+    for _, covered in _coverage(model, units, budgets):
+        chosen = [units[number] for number in covered if number in free]
+        free -= set(covered)
+        blind = [unit for unit in chosen if method_named(unit.method).calibrates(unit) == "nothing"]
+        found += blind if len(blind) < len(chosen) else []
+    return found
+
+
 def _check_rivals(units: Sequence[Unit], budgets: Sequence[Budget]) -> None:
     fixed = all(method_named(unit.method).fixed(unit) is not None for unit in units)
     if fixed and units and (budgets or any(unit.config.budget for unit in units)):

@@ -59,9 +59,11 @@ class TimingTable:
             macs = {index: float(method.cost(unit, size).macs) for index, size in real}
             picked = sorted({round(i * (len(real) - 1) / max(POINTS - 1, 1)) for i in range(min(POINTS, len(real)))})
             timed = self._timed(unit, target, [real[i] for i in picked])
-            points = sorted((macs[index], timed[index]) for index in timed)
+            rising = all(macs[one] < macs[other] for (one, _), (other, _) in pairwise(real))
+            place = macs if rising else {index: float(index) for index, _ in real}  # sizes may differ in more than MACs
+            points = sorted((place[index], timed[index]) for index in timed)
             for index, size in enumerate(sizes):
-                total[index] += dense if size is None else min(_between(points, macs[index]), dense * 1.05)
+                total[index] += dense if size is None else min(_between(points, place[index]), dense * 1.05)
         return total
 
     def _timed(self, unit: Unit, target: Target, sizes: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[int, float]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -41,16 +42,19 @@ class Local:
     texts: Sequence[str]
     tokenizer: Any
 
-    def rehearse(self, model: Any) -> None:
+    def rehearse(self, model: Any, replaced: Collection[str] | None = None) -> None:
         """Run a dense model block by block on a few texts, as a recovery of it will.
 
+        :param replaced: modules that will be compressed (None: all linears may be).
         :raises DistillError: as of :meth:`recover`.
         """
         if not self.config.local_steps:
             return
         _in_one_process()
-        batches = calibration_batches(self.texts[:FEW_TEXTS], self.tokenizer, model, max_length=self.config.max_length)
+        texts = list(islice((text for text in self.texts if text.strip()), FEW_TEXTS))
+        batches = calibration_batches(texts, self.tokenizer, model, max_length=self.config.max_length)
         linears = [target for target in find_targets(model) if target.kind == "linear"]
+        linears = [target for target in linears if replaced is None or target.module in replaced]
         try:
             with evaluating(model):
                 for number, blocks in enumerate(find_stacks(model, linears)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,12 @@ class Distillation:
 
 
 def prepare(
-    model: Any, recover: Any, recovery: Recovery | None, calibration: Any, tokenizer: Any
+    model: Any, recover: Any, recovery: Recovery | None, calibration: Any, tokenizer: Any, replaced: Collection[str]
 ) -> Distillation | None:
     """Plan a recovery before anything is compressed; None where none is asked for.
 
     :param recover: phases, or what :func:`phases_of` reads as such.
+    :param replaced: modules that are to be compressed.
     :raises DistillError: if there are no texts to distil on, too few or too short ones, a loss asks for what the
         model does not give, or the folder holds another run's checkpoints.
     """
@@ -76,5 +77,5 @@ def prepare(
         raise DistillError("compression and recovery both read these texts: pass a list, not an iterator")
     teacher = copy.deepcopy(model)
     check_models(teacher, model, vocabularies_of(tokenizer) if is_seq2seq(model) else tokenizer)
-    reading = rehearse(teacher, data, phases, tokenizer, recovery.exclude, recovery.folder)
+    reading = rehearse(teacher, data, phases, tokenizer, recovery.exclude, recovery.folder, replaced)
     return Distillation(teacher, phases, tokenizer, replace(recovery, data=data), reading)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,20 @@ def rehearse(
     tokenizer: Any,
     exclude: Iterable[str],
     checkpoints: Path | None = None,
+    replaced: Collection[str] | None = None,
 ) -> Reading:
     """Read the texts and work out every loss once on a few of them, the model being its own student.
 
     :param model: the teacher; its parameters are not changed.
     :param checkpoints: the folder that the recovery will keep its checkpoints in.
+    :param replaced: modules that will be compressed (None: any).
     :return: the texts, for the recovery.
     :raises DistillError: for whatever would stop the recovery later.
     """
     words = vocabularies_of(tokenizer) if is_seq2seq(model) else tokenizer
     reading = Reading(data, phases, words, exclude, model)
     for number, phase in enumerate(phases, 1):
-        Local(phase, reading.examples.texts, getattr(tokenizer, "source", tokenizer)).rehearse(model)
+        Local(phase, reading.examples.texts, getattr(tokenizer, "source", tokenizer)).rehearse(model, replaced)
         learned, _ = split_off(reading.tokens(phase), phase)
         check_data(learned, phase, planned_steps(phase, len(learned)))
         folder = phase_folder(checkpoints, number)

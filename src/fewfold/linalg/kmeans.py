@@ -13,6 +13,7 @@ SAMPLE_PER_WORD = 128  # points a centre that the iterations see; the rest is on
 SAMPLE = 2**18  # points that are enough for any number of centres, 64 for each of 4,096
 START_TURNS = 16  # in which the first centres are drawn
 TOLERANCE = 1e-4  # relative gain of an iteration below which it was the last
+APART = 0x5EED  # from the seeds that points may be drawn with: a sample must not go with its points
 
 
 def nearest(points: Tensor, words: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def kmeans(points: Tensor, words: int, weights: Tensor | None = None, iterations
     generator = torch.Generator().manual_seed(seed)
     enough = sample_size(words)
     if len(points) > enough:
-        chosen, mass = priority_sample(mass, enough, generator)
+        chosen, mass = priority_sample(mass, enough, torch.Generator().manual_seed(seed + APART))
         points = points[chosen]
     centres = _start(points, mass, words, generator)
     before = float("inf")

@@ -16,6 +16,7 @@ from fewfold.linalg.regression import reduced_rank_regression
 from fewfold.linalg.round_factors import balance, round_factors
 from fewfold.linalg.tables import row_weighted_spectrum, smoothed_counts
 from fewfold.methods.base import Cost, Method, Unit
+from fewfold.methods.energy import output_energy
 from fewfold.methods.low_rank.config import LowRank
 from fewfold.methods.low_rank.modules import LowRankEmbedding, LowRankLinear
 from fewfold.store import Store
@@ -180,7 +181,8 @@ def _spectrum(unit: Unit, target: Target, weight: Tensor, statistics: Statistics
     spectrum = calibrated_spectrum(weight, moment, metric)
     if metric is not None:
         return spectrum, 1.0
-    return spectrum, 1.0 / max(float(spectrum.gains.sum()), torch.finfo(torch.float64).tiny)
+    worth = output_energy(target, weight, statistics)
+    return spectrum, worth / max(float(spectrum.gains.sum()), torch.finfo(torch.float64).tiny)
 
 
 def _fit_drifted(

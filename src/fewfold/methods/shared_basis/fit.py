@@ -17,6 +17,7 @@ from fewfold.linalg.regression import ridge_solution
 from fewfold.linalg.round_factors import balance
 from fewfold.linalg.shared_basis import BasisSpectrum, published_rank, refitted, shared_basis
 from fewfold.methods.base import STORE, Cost, Method, MethodConfig, Records, Unit
+from fewfold.methods.energy import output_energy
 from fewfold.methods.factors import matrix_of
 from fewfold.methods.shared_basis.config import SharedBasis
 from fewfold.methods.shared_basis.layout import BasisLayout, basis_groups
@@ -222,7 +223,8 @@ def _spectrum(unit: Unit, weights: Mapping[str, Tensor], statistics: Statistics)
     spectrum = shared_basis(wanted, moments, metrics, _layout(unit).side)
     if metrics is not None:
         return spectrum, 1.0
-    return spectrum, len(unit.targets) / max(float(spectrum.spectrum.gains.sum()), torch.finfo(torch.float64).tiny)
+    worth = sum(output_energy(target, weights[target.name], statistics) for target in unit.targets)
+    return spectrum, worth / max(float(spectrum.spectrum.gains.sum()), torch.finfo(torch.float64).tiny)
 
 
 def _wanted(

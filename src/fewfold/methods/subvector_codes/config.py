@@ -26,8 +26,8 @@ class SubvectorCodes(MethodConfig):
         None,
         ge=2,
         le=65536,
-        description="entries of a codebook (None: 256, a code of one byte; for a table a budget also tries codebooks "
-        "of 512 to 4,096 that all positions share)",
+        description="entries of a codebook (None: 256, a code of one byte; a budget tries 64 to 1,024 for linears, and "
+        "for a table codebooks of 512 to 4,096 that all positions share)",
     )
     stages: int = Field(1, ge=1, le=8, description="linears: codebooks whose entries add up (residual codes)")
     codebooks: Literal["auto", "matrix", "position"] = Field(

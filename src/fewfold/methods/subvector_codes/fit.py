@@ -11,9 +11,11 @@ from torch import Tensor
 from fewfold.assembled import Assembled
 from fewfold.calibration.statistics import Statistics
 from fewfold.errors import CalibrationError, RecipeError
+from fewfold.linalg.gather_sum import chain_is_cheaper
 from fewfold.linalg.spectra import damped
 from fewfold.linalg.subvectors import LEAST_DAMPING, fit_codes
 from fewfold.methods.base import Cost, Method, MethodConfig, Unit
+from fewfold.methods.energy import output_energy
 from fewfold.methods.subvector_codes.build import build_coded
 from fewfold.methods.subvector_codes.config import SubvectorCodes
 from fewfold.methods.subvector_codes.sizes import (
@@ -161,7 +163,9 @@ class SubvectorCodesMethod(Method):
             head += sum(settings["rank"] * stage.words for stage in stages_of(settings))
             return Cost(numbers, size, latents + target.heads * min(head, target.numel))
         products = sum(target.columns * stage.words for stage in stages_of(settings))
-        return Cost(numbers, size, min(products, target.numel))
+        gathers = sum(target.rows * stage.positions(target.columns) for stage in stages_of(settings))
+        chained = chain_is_cheaper(1, target.numel, products, gathers, kept=True)
+        return Cost(numbers, size, products if chained else target.numel)
 
     def errors(
         self, unit: Unit, sizes: Sequence[Mapping[str, Any]], weights: Mapping[str, Tensor], statistics: Statistics
@@ -269,12 +273,13 @@ def _linear_unit(unit: Unit, target: Target, weight: Tensor, statistics: Statist
     """The error that a distortion of 1 would make, with each column's error moved onto the columns after it."""
     moment, metric = _metrics(unit, target, statistics)
     energy = weight.double().square().mean(1)
+    worth = output_energy(target, weight, statistics) if metric is None else 1.0
     if moment is None:
-        return float(energy.sum()) * target.columns / max(float(weight.double().square().sum()), 1e-30)
+        return worth * float(energy.sum()) * target.columns / max(float(weight.double().square().sum()), 1e-30)
     kept = damped(moment, max(_config(unit).damping, LEAST_DAMPING))
     spread = torch.linalg.cholesky(torch.linalg.inv(kept), upper=True)
     passed_on = float(spread.diagonal().pow(-2).sum())
     if metric is not None:
         return float(metric.diagonal().clamp_min(0) @ energy) * passed_on
     output = ((weight.double() @ moment) * weight.double()).sum().clamp_min(1e-30)
-    return float(energy.sum()) * passed_on / float(output)
+    return worth * float(energy.sum()) * passed_on / float(output)
