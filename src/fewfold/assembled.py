@@ -267,6 +267,7 @@ def set_form(model: nn.Module, form: Form) -> nn.Module:
     :param form: ``chained`` multiplies through the stored tensors; ``folded`` does, with each weight's own core
         multiplied into the factor after it once (methods without such cores run chained); ``rebuilt`` assembles the
         dense weight once; ``auto`` takes the one with the fewest multiply-accumulates, weight by weight.
+    :return: ``model``.
     """
     for module in model.modules():
         if isinstance(module, Assembled):

@@ -62,6 +62,7 @@ def compress(
     :param recipe: a method config, a list of them, a Recipe, a YAML path or a preset's name.
     :param budget: what it may cost, for example ``Budget(parameters="1/4 of linears")``; one or several.
     :param calibration: texts (with ``tokenizer``), model-input dicts, or a datasets.Dataset.
+    :param tokenizer: the model's; it reads the texts.
     :param fit: False builds the structure with fresh weights, for training from scratch.
     :param seed: of everything random (gradient probes, fresh weights).
     :param batch_size: calibration texts in a batch.

@@ -21,6 +21,7 @@ def densify(model: nn.Module, *, share: bool = False) -> Any:
     It loads without fewfold, and is as large as before compression. A model of ours with slim layers becomes its dense
     twin.
 
+    :param model: compressed, also inside a wrapper as of :func:`fewfold.compress`.
     :param share: layers whose weights are one carved weight keep one tensor in common: for running in little memory.
         transformers does not save such a model; densify without it for that.
     :return: ``model``.

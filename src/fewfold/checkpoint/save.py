@@ -36,6 +36,8 @@ def save(
     The folder appears in one step when all is written; a killed save leaves what was there before. A model that stands
     there is replaced as a whole; a folder that holds other files and no model is refused.
 
+    :param model: compressed or dense.
+    :param folder: made if missing.
     :param tokenizer: saved along, if given.
     :param source: the folder the model came from: its tokenizer and sentence-transformers files are kept.
     :param numbers: measured figures for the model card.
@@ -76,8 +78,10 @@ def _check_recorded(model: nn.Module) -> None:
 def load(folder: str | os.PathLike[str], *, packed: bool = False, **kwargs: Any) -> Any:
     """Load a model, compressed or dense, in the class that it was saved from.
 
+    :param folder: that :func:`save` or ``save_pretrained`` wrote, or a name on the Hub.
     :param packed: keep integer-stored tensors in their small form in memory (less memory, slower, no training).
     :param kwargs: passed to ``from_pretrained``.
+    :return: the model, in eval mode.
     :raises CheckpointError: if the folder holds no model, or one of a class that is not known here.
     """
     loader = saved_class(folder, **{name: kwargs[name] for name in _OF_THE_HUB if name in kwargs})

@@ -19,7 +19,7 @@ def unshare(model: nn.Module) -> Any:
     """Give every layer that runs through a shared block plain weights of its own, in place; outputs stay equal.
 
     Differences are added to the blocks, and what neurons and heads were put in another order stays so. Whatever
-    another method replaced (tables in int8) stays replaced; :func:`fewfold.densify` restores that as well.
+    another method replaced (tables in int8) stays replaced; ``fewfold.densify`` restores that as well.
 
     :return: ``model``.
     :raises TargetError: if no layer of the model is shared.

@@ -261,7 +261,9 @@ def pack(model: nn.Module) -> nn.Module:
     """Keep every integer-stored tensor of ``model`` in its small form in memory, in place.
 
     Resident memory falls to about the file's; each product dequantizes first, so it is slower. Packed weights do
-    not train: call :func:`unpack` before training.
+    not train: call ``fewfold.unpack`` before training.
+
+    :return: ``model``.
     """
     for module in model.modules():
         if isinstance(module, Stored):
@@ -272,6 +274,7 @@ def pack(model: nn.Module) -> nn.Module:
 def unpack(model: nn.Module) -> nn.Module:
     """Turn every packed tensor of ``model`` into a float Parameter again, and streams of codes into integers, in place.
 
+    :return: ``model``.
     :raises CheckpointError: naming a tensor whose codes cannot be.
     """
     for name, module in model.named_modules():

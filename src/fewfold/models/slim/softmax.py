@@ -22,7 +22,7 @@ class SlimSoftmax(nn.Module):
     (Li et al., AAAI 2018). Large batches build E instead where that is cheaper. Losses that do not even hold
     all logits at once are in ``fewfold.models.slim_lm.loss``.
 
-    :param codes: the shape, pool ``positions``; or a :class:`SlimEmbedding` whose table is used (tied).
+    :param codes: the shape, pool ``positions``; or a ``SlimEmbedding`` whose table is used (tied).
     :param bias: whether every word has a bias.
     :param std: standard deviation of fresh sub-vectors.
     """
