@@ -46,7 +46,7 @@ class FactorStore(SliceStore):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Fresh tensors: slices with the variance of a fresh ``nn.Linear``, ``1 / (3 · rows)``.
+        """Fresh tensors: slices with the variance of a fresh ``nn.Linear`` of as many inputs as slices have rows.
 
         The variance of a slice's entry is ``var(U) · var(Σ) · var(V) · d₁ · d₂`` and, in a bank,
         ``var(Σ) = var(P) · var(C) · l``.

@@ -50,7 +50,7 @@ class TrainStore(SliceStore):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Fresh tensors: slices with the variance of a fresh ``nn.Linear``, ``1 / (3 · rows)``."""
+        """Fresh tensors: slices with the variance of a fresh ``nn.Linear`` of as many inputs as slices have rows."""
         if any(parameter.is_meta for parameter in self.parameters()):
             return
         for rank, core in zip(self.ranks, self.cores, strict=False):
