@@ -26,11 +26,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import BF16, Bench, publish, row_of
+from common import Bench, publish, row_of
 from pace import seconds_a_step
-from recover_claims import TASKS, claims, task_table
+from recover_claims import claims, task_table
 from recover_curves import draw_curves, group_of
 from recover_plans import TEXT, Make, plans
+from recover_tasks import JUDGED, SETTINGS, TITLES
 from recover_texts import excluded, recovery_phases, recovery_texts
 
 import fewfold
@@ -40,21 +41,13 @@ from fewfold.checkpoint.folders import write_whole
 from fewfold.measure.environment import environment
 from fewfold.measure.quality import quality_row
 from fewfold.report.runs import RunRecord, read_run, read_runs, run_file, write_run
-from fewfold.tasks import FineTuning, evaluate
+from fewfold.tasks import evaluate
 
 RUNS = Path(__file__).parent / "runs"
 PACE = RUNS / "recover.pace.json"  # of the first run
 WORK = cache_folder().parent / "recover"
 PICTURE = Path(__file__).parent.parent / "docs" / "results" / "recover.png"
 KIND, MODEL, DENSE = "recover", "all-MiniLM-L6-v2", "dense"
-SETTINGS: dict[str, dict[str, Any]] = {
-    "sst2": {"finetune": FineTuning(learning_rate=5e-5, epochs=1, limit=8000, bf16=BF16)},
-    "cola": {"finetune": FineTuning(learning_rate=5e-5, epochs=3, limit=8551, bf16=BF16)},
-    "squad": {
-        "finetune": FineTuning(learning_rate=2e-4, epochs=2, limit=3000, bf16=BF16), "max_length": 192, "stride": 64,
-        "eval_limit": 500,
-    },
-}  # fmt: skip
 
 
 def label(name: str, minutes: float) -> str:
@@ -131,14 +124,15 @@ def dense(bench: Bench) -> None:
 
 def finetune(bench: Bench, run: RunRecord) -> None:
     """Add scores of tasks to a record, one after another: the model is fine-tuned on each."""
-    for task in TASKS:
+    for task in TITLES:
         if task in run.numbers.get("tasks", {}):
             continue
         plan = run.settings["plan"]
         model = bench.fresh() if plan == DENSE else fewfold.load(work(plan, run.settings["minutes"]))
         kept = work(plan, run.settings["minutes"])
         kept = kept.with_name(f"{kept.name}.{task}.checkpoints")
-        result = evaluate(model, task, tokenizer=bench.tokenizer, checkpoints=kept, **SETTINGS[task]).to_dict()
+        settings = {"finetune": SETTINGS[task], "checkpoints": kept, **JUDGED.get(task, {})}
+        result = evaluate(model, task, tokenizer=bench.tokenizer, **settings).to_dict()
         run.numbers.setdefault("tasks", {})[task] = result
         write_run(run, RUNS)
         shutil.rmtree(kept)

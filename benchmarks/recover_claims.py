@@ -7,12 +7,12 @@ from typing import Any
 
 from common import check, row_of
 from recover_curves import group_of
+from recover_tasks import TITLES
 
 from fewfold.measure.quality import QualityRow
 from fewfold.report.runs import RunRecord
 
 DENSE = "dense"
-TASKS = {"sst2": "SST-2 accuracy", "cola": "CoLA MCC", "squad": "SQuAD part F1"}
 BARS = {"1/7": 0.99, "1/48": 0.967}  # shares of the dense model's mean over the tasks, as published
 RIVALS = ("int3", "int4", "cut to")  # how their plans begin
 SLACK = 1.01  # the size of a model that counts as no larger than a rival
@@ -26,7 +26,7 @@ def score(run: RunRecord, task: str) -> float | None:
 
 def mean_of_tasks(run: RunRecord) -> float | None:
     """The mean of the tasks' metrics; None before all are measured."""
-    scores = [score(run, task) for task in TASKS]
+    scores = [score(run, task) for task in TITLES]
     return None if None in scores else sum(value for value in scores if value is not None) / len(scores)
 
 
@@ -38,11 +38,11 @@ def task_table(runs: Sequence[RunRecord]) -> list[str]:
     whole = _dense_mean(runs)
     lines = [
         "Fine-tuned after recovery, one seed:", "",
-        f"| model | MB | {' | '.join(TASKS.values())} | mean | of dense |", f"| --- |{' ---: |' * (len(TASKS) + 3)}",
+        f"| model | MB | {' | '.join(TITLES.values())} | mean | of dense |", f"| --- |{' ---: |' * (len(TITLES) + 3)}",
     ]  # fmt: skip
     for run in sorted(measured, key=lambda run: run.settings["plan"] != DENSE):
         mean = mean_of_tasks(run)
-        shares = ["-" if value is None else f"{value:.3f}" for value in (*(score(run, task) for task in TASKS), mean)]
+        shares = ["-" if value is None else f"{value:.3f}" for value in (*(score(run, task) for task in TITLES), mean)]
         share = "-" if mean is None or whole is None else f"{100 * mean / whole:.1f} %"
         title = run.settings["plan"] + (f": {run.settings['minutes']:g} min" if run.settings["minutes"] else "")
         lines.append(f"| {title} | {_after(run).bytes / 1e6:.2f} | {' | '.join(shares)} | {share} |")
@@ -59,7 +59,7 @@ def _of_dense(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     for run in runs:
         bar, mean = BARS.get(group_of(run.settings["plan"])), mean_of_tasks(run)
         if whole and bar and mean is not None:
-            what = f"{run.name}: mean over {', '.join(TASKS.values())}, as a share of dense"
+            what = f"{run.name}: mean over {', '.join(TITLES.values())}, as a share of dense"
             found.append(check(what, mean / whole, bar))
     return found
 
