@@ -1,13 +1,15 @@
 """Converting a model to shared layers: starts, alignment, differences, budgets."""
 
 import copy
+from contextlib import ExitStack
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 from layer_models import PLAIN, deep, modules_of, texts, weights_of
-from tiny_models import inputs, make, outputs
+from tiny_models import VOCAB, inputs, make, outputs, randomized
 
 import fewfold
 from fewfold import BudgetError, RecipeError, SharedLayers, TargetError
@@ -15,7 +17,7 @@ from fewfold.checkpoint.config import structure_of
 from fewfold.measure.parameters import unique_parameters
 from fewfold.methods.shared_layers.places import role_of
 from fewfold.store import stores_of
-from fewfold.surgery.targets import find_targets, split_fused
+from fewfold.surgery.targets import find_targets, read_bias, split_fused
 
 
 def moments(model, batches):
@@ -212,18 +214,83 @@ def test_rotated_heads_are_found_again():
     torch.testing.assert_close(found, dense, rtol=1e-4, atol=2e-5)
 
 
-def test_alignment_never_leaves_more_of_the_weights():
-    def distance(align):
-        model = deep()
-        dense = weights_of(model)
-        fewfold.compress(model, SharedLayers(map="all", init="mean", align=align, **PLAIN))
-        shared = {name: store.matrix.weight.detach().double() for name, store in stores_of(model).items()}
-        # the norm of a mean is largest, and what is left smallest, where its parts are alike
-        return sum(float(weight.square().sum()) for weight in shared.values()), sum(
-            (w**2).sum() for w in dense.values()
-        )
+def left_by_the_mean(model, align, part, **settings):
+    """What the mean leaves of the weights of a part, in float64: turns keep the norms of single layers."""
+    small = copy.deepcopy(model)
+    settings = {"map": "all", "init": "mean", "norms_and_biases": "shared", **settings}
+    fewfold.compress(small, SharedLayers(parts=part, align=align, **settings, **PLAIN))
+    left, stores, dense = 0.0, stores_of(small), weights_of(model)
+    targets = {t.name: t for whole in find_targets(model) for t in split_fused(model, whole)}
+    for record in structure_of(small).targets:
+        store = stores[record.store]
+        left += float((dense[record.name] ** 2).sum() - store.matrix.weight.detach().double().square().sum())
+        if store.shift is not None:
+            bias = read_bias(model, targets[record.name])
+            left += float(bias.double().square().sum() - store.shift.bias.detach().double().square().sum())
+    return left
 
-    assert distance("permute")[0] > distance("none")[0]
+
+@pytest.mark.parametrize("align", ["permute", "rotate"])
+def test_alignment_never_leaves_more_of_layers_whose_first_is_unlike_the_others(align):
+    torch.manual_seed(0)
+    config = tf.BertConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, vocab_size=VOCAB
+    )
+    model = tf.BertModel(config).eval()
+    second = model.encoder.layer[1]
+    for layer in model.encoder.layer[2:]:
+        for own, its in zip(layer.parameters(), second.parameters(), strict=True):
+            own.data.copy_(its + 0.3 * its.std(unbiased=False) * torch.randn_like(its))
+    for part in ("attention", "ffn"):
+        assert left_by_the_mean(model, align, part) < 0.999 * left_by_the_mean(model, "none", part)
+
+
+@pytest.mark.parametrize("align", ["permute", "rotate"])
+@pytest.mark.parametrize(("name", "layers"), [("bert", 3), ("bert", 4), ("llama_lm", 2), ("llama_lm", 3), ("neox", 2)])
+def test_alignment_never_leaves_more_of_the_weights(name, layers, align):
+    for seed in range(12 if layers == 2 else 4):
+        model = deep(name, layers, seed)
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                if seed % 2 and any(part in key for part in ("q_proj", "k_proj", "query.", "key.")):
+                    parameter.mul_(10)  # heads whose queries and keys may not be rotated lie where these match
+        for part in ("attention", "ffn"):
+            found, unturned = (left_by_the_mean(model, how, part) for how in (align, "none"))
+            assert found <= unturned * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("config", [{"map": "cycle", "blocks": 3}, {"map": "cycle_rev", "blocks": 3}, {"map": "pairs"}])
+def test_full_differences_give_a_model_back_whose_layers_bear_different_turns(config):
+    """Every fourth layer of SmolLM3 has no rotary positions: its queries may be rotated, those of others may not."""
+    described = tf.SmolLM3Config(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=8, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = randomized(lambda: tf.SmolLM3ForCausalLM(described))
+    dense = outputs(model, "llama_lm")
+    fewfold.compress(model, SharedLayers(weighting="none", delta_rank=64, **config))
+    torch.testing.assert_close(outputs(model, "llama_lm"), dense, rtol=1e-4, atol=1e-4)
+
+
+def test_a_block_that_begins_with_another_blocks_layer_takes_its_order():
+    model = deep(layers=6)
+    layers = model.encoder.layer
+    for layer in layers[1:]:
+        layer.load_state_dict(layers[0].state_dict())
+    dense = outputs(model, "bert")
+    from fewfold.methods.shared_layers.align import _bundles
+    from fewfold.methods.shared_layers.turns import Turn, Turns, turned
+
+    targets = [target for target in find_targets(model) if target.kind == "linear" and not target.head]
+    with ExitStack() as held:
+        for bundle in _bundles(model, targets, False).values():
+            if bundle.kind == "neurons":
+                order = Turn(torch.randperm(24))
+                turns = {r: Turns(columns=order) if r == "ffn_out" else Turns(rows=order) for r in bundle.members}
+                held.enter_context(turned(model, bundle, turns))
+        small = copy.deepcopy(model)
+    fewfold.compress(small, SharedLayers(map="cycle", blocks=3, init="stepwise", align="permute", **PLAIN))
+    torch.testing.assert_close(outputs(small, "bert"), dense, rtol=1e-4, atol=2e-5)
 
 
 def test_differences_are_the_alternating_fit():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewfold.assembled import Assembled
 from fewfold.measure.inputs import dummy_inputs
 from fewfold.methods.shared_layers.places import Stacks, place_of, role_of, role_path
-from fewfold.methods.shared_layers.turns import Bundle, Turns, changes_nothing, match
+from fewfold.methods.shared_layers.turns import Bundle, Turns, changes_nothing, match, match_all
 from fewfold.surgery.layouts import FusedLinear
 from fewfold.surgery.targets import Target, read_bias
 
@@ -23,14 +23,17 @@ GROUP_NAMES = ("num_key_value_heads", "num_kv_heads")
 
 
 class Alignment:
-    """The turns of all targets towards the layers that their blocks begin with.
+    """The turns of all targets that bring the layers of a block near to each other, or to the layer it begins with.
 
-    Only what a probe of the model shows to change nothing is turned, and only where all weights of a bundle are shared.
+    Only what a probe of every layer of a block shows to change nothing is turned, and only where all weights of a
+    bundle are shared.
 
     :param model: the dense model; it is read when a turn is first asked for.
     :param targets: everything that is shared.
     :param starts: by stack and block: the layer that others are turned towards.
     :param wish: ``none``, ``permute`` or ``rotate``.
+    :param across: whether layers of several stacks have blocks in common.
+    :param fixed: whether the block is that one layer, which then stays as it is; else it is a mean.
     """
 
     def __init__(
@@ -41,12 +44,15 @@ class Alignment:
         starts: Mapping[tuple[str, int], tuple[str, int]],
         wish: str,
         across: bool = False,
+        fixed: bool = False,
     ) -> None:
         self.model, self.stacks, self.starts, self.wish = model, stacks, starts, wish
+        self.across, self.fixed = across, fixed
         self.bundles: dict[tuple[str, int, str], Bundle] = {}
         self.place: dict[str, tuple[tuple[str, int, str], str]] = {}
-        self._found: dict[tuple[str, int, str], dict[str, Turns]] = {}
-        self._exact: dict[tuple[str, str, str], bool] = {}
+        self._found: dict[tuple[str, int, str], Mapping[str, Turns]] = {}
+        self._exact: dict[tuple[tuple[str, int, str], str], bool] = {}
+        self._told: set[str] = set()
         if wish != "none":
             for key, bundle in _bundles(model, targets, across).items():
                 self.bundles[key] = bundle
@@ -62,50 +68,68 @@ class Alignment:
             return Turns()
         key, role = self.place[target.name]
         if key not in self._found:
-            self._found[key] = self._match(key, weights)
+            self._found.update(self._match(key, weights))
         return self._found[key].get(role, Turns())
 
-    def _match(self, key: tuple[str, int, str], weights: Mapping[str, Tensor]) -> dict[str, Turns]:
-        bundle, reference = self.bundles[key], self._reference(key)
-        if reference is None or reference is bundle or not reference.alike(bundle):
-            return {}
-        if not self._is_exact(key, bundle.kind):
-            return {}
-        rotate = self.wish == "rotate" and bundle.kind == "heads"
-        values, queries = (rotate and self._is_exact(key, kind) for kind in ("values", "queries"))
-        return match(self._tensors(reference, weights), self._tensors(bundle, weights), bundle, values, queries)
+    def _match(
+        self, key: tuple[str, int, str], weights: Mapping[str, Tensor]
+    ) -> dict[tuple[str, int, str], Mapping[str, Turns]]:
+        """The turns of all bundles at this one's place in the layers of its block."""
+        family = self._family(key)
+        found: dict[tuple[str, int, str], Mapping[str, Turns]] = {other: {} for other in family}
+        reference = self._reference(family)
+        alike = [other for other in family if self.bundles[other].alike(reference)]
+        turning = [other for other in alike if self.bundles[other] is not reference]
+        if not turning or not self._are_exact(alike, reference.kind):
+            return found
+        rotate = self.wish == "rotate" and reference.kind == "heads"
+        frames = [rotate and self._are_exact(alike, kind) for kind in ("values", "queries")]
+        first = self._tensors(reference, weights)
+        others = [self._tensors(self.bundles[other], weights) for other in turning]
+        if self.fixed:
+            return found | {
+                other: match(first, tensors, reference, *frames) for other, tensors in zip(turning, others, strict=True)
+            }
+        mine = next(other for other in alike if self.bundles[other] is reference)
+        return found | dict(zip([mine, *turning], match_all([first, *others], reference, *frames), strict=True))
 
-    def _reference(self, key: tuple[str, int, str]) -> Bundle | None:
-        """The bundle of the layer that the block begins with, else of the first layer of the block that has one."""
+    def _family(self, key: tuple[str, int, str]) -> list[tuple[str, int, str]]:
+        """Where the layers of a block have bundles of one path."""
         stack, layer, path = key
         block = self.stacks.blocks[stack][layer]
-        start = self.starts[stack, block]
-        first = self.bundles.get((start[0], start[1], path))
-        if first is not None:
-            return first
-        return next(
-            (
-                bundle
-                for (other, number, its), bundle in self.bundles.items()
-                if its == path and self.stacks.blocks[other][number] == block
-            ),
-            None,
-        )
+        return [
+            (other, number, its)
+            for other, number, its in self.bundles
+            if its == path and (self.across or other == stack) and self.stacks.blocks[other][number] == block
+        ]
+
+    def _reference(self, family: Sequence[tuple[str, int, str]]) -> Bundle:
+        """The bundle of the layer that the block begins with, else of the first layer of the block that has one."""
+        stack, layer, path = family[0]
+        start = self.starts[stack, self.stacks.blocks[stack][layer]]
+        return self.bundles.get((*start, path), self.bundles[family[0]])
+
+    def _are_exact(self, keys: Sequence[tuple[str, int, str]], kind: str) -> bool:
+        return all(self._is_exact(key, kind) for key in keys)
 
     def _is_exact(self, key: tuple[str, int, str], kind: str) -> bool:
-        stack, _, path = key
-        if (stack, path, kind) not in self._exact:
-            bundle = self.bundles[key]
+        if (key, kind) not in self._exact:
+            stack, layer, path = key
             try:
                 inputs = dummy_inputs(self.model, 1, 16)
-                found = changes_nothing(self.model, bundle, kind, inputs)
+                found = changes_nothing(self.model, self.bundles[key], kind, inputs)
             except (ValueError, TypeError, RuntimeError, StopIteration) as error:
-                logger.warning("not aligned, as the model could not be tried on made-up inputs: %s", error)
+                self._warn(f"not aligned, as the model could not be tried on made-up inputs: {error}")
                 found = False
             if not found:
-                logger.info("%s: turning the %s of %s would change the outputs; they stay", stack, kind, path)
-            self._exact[stack, path, kind] = found
-        return self._exact[stack, path, kind]
+                logger.info("%s.%d: turning the %s of %s would change the outputs; they stay", stack, layer, kind, path)
+            self._exact[key, kind] = found
+        return self._exact[key, kind]
+
+    def _warn(self, text: str) -> None:
+        if text not in self._told:
+            logger.warning(text)
+            self._told.add(text)
 
     def _tensors(self, bundle: Bundle, weights: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor | None]]:
         found = {}

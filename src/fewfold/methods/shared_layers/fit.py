@@ -196,7 +196,7 @@ class SharedLayersMethod(Method):
         if config.norms_and_biases == "shared":
             common = mean_of_vectors(wanted)
             if config.init in ("first", "stepwise"):
-                common = layout.alignment.turns(layout.start, weights).outputs(layout.bias(layout.start))
+                common = layout.bias(layout.start)
             fitted[STORE]["shift.bias"] = common
             for target in unit.targets:
                 fitted[target.name]["bias_shift"] = common - layout.bias(target)

@@ -81,7 +81,9 @@ def units_of(name: str, model: nn.Module, config: SharedLayers, targets: Sequenc
             "there is none to share it with"
         )
     starts, turned_to = (_starts(stacks, config, init) for init in (config.init, ALIGNED.get(config.init, config.init)))
-    alignment = Alignment(model, targets, stacks, turned_to, config.align, config.across_stacks)
+    alignment = Alignment(
+        model, targets, stacks, turned_to, config.align, config.across_stacks, config.init in ("first", "stepwise")
+    )
     everything = [*targets, *(norms_in(model, stacks.layer_names()) if config.shares_norms else [])]
     by_place = {(place_of(target).stack, place_of(target).layer, _path(model, target, config)): target
                 for target in everything}  # fmt: skip

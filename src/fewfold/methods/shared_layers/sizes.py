@@ -76,7 +76,7 @@ def start_of(
         most = (len(own) - 1) * ANCHOR / (1 - ANCHOR) or 1.0
         counts = [most if target.name == layout.start.name else 1.0 for target in layout.targets]
         return mean_weight(own, moments, START_DAMPING, counts)
-    return layout.alignment.turns(layout.start, weights).weight(weights[layout.start.name])
+    return weights[layout.start.name].double()  # others are turned towards it as it is
 
 
 def gains_of(unit: Unit, weights: Mapping[str, Tensor], statistics: Statistics) -> list[Tensor]:

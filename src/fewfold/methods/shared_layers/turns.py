@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from fewfold.surgery.targets import Target
 
 HALVES = (torch.float16, torch.bfloat16)
 IDLE = 3e-5  # largest change of an output, relative, that counts as rounding in fp32
+SCORES: tuple[Literal["products", "rows"], ...] = ("products", "rows")
+ROUNDS = 4  # of turning every layer of a block towards the others
+GAIN = 1e-3  # of the squared norm of their sum, below which another round is not worth its time
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ Tensors = Mapping[str, tuple[Tensor, Tensor | None]]
 def match(
     reference: Tensors, other: Tensors, bundle: Bundle, values: bool = False, queries: bool = False
 ) -> dict[str, Turns]:
-    """The turns that bring a layer's bundle nearest to that of a reference layer, by role.
+    """The turns that bring a layer's bundle near to a reference: never further from it than the bundle is unturned.
 
     :param reference: weight and bias by role.
     :param other: those to be turned.
@@ -111,8 +115,54 @@ def match(
         order = Turn(match_neurons(rows[0], rows[1]))
         return {role: Turns(columns=order) if role == "ffn_out" else Turns(rows=order) for role in bundle.members}
     first, second = _heads(reference, bundle), _heads(other, bundle)
-    found = match_heads(first, second, scores="products" if values or queries else "rows")
-    return _head_turns(first, second.permuted(found), found, bundle, values, queries)
+    chosen, best = torch.arange(first.heads), -math.inf
+    # products of heads say nothing of the frames that stay, and the largest part of the distance may lie in those
+    for scores in SCORES if values or queries else SCORES[1:]:
+        order_of_heads = match_heads(first, second, scores=scores)
+        permuted = second.permuted(order_of_heads)
+        if values or queries:
+            permuted = _rotated(first, permuted, values, queries)
+        found = _closeness(first, permuted)
+        if found > best:
+            chosen, best = order_of_heads, found
+        if values and queries and found >= _closeness(first, second):
+            break
+    return _head_turns(first, second.permuted(chosen), chosen, bundle, values, queries)
+
+
+def match_all(
+    members: Sequence[Tensors], bundle: Bundle, values: bool = False, queries: bool = False
+) -> list[Mapping[str, Turns]]:
+    """The turns of several layers that bring them near to their mean: never further from it than they are unturned.
+
+    All are turned towards the first one. Where their mean is then further from them than that of the unturned layers,
+    each is turned towards the sum of the others instead, as often as that brings them nearer.
+
+    :param members: weight and bias by role, a layer each; the first one only turns in the second case.
+    :param values: whether heads' values may be rotated.
+    :param queries: the same of queries and keys.
+    """
+    unturned: list[Mapping[str, Turns]] = [{} for _ in members]
+    found: list[Mapping[str, Turns]] = [{}]
+    found += [match(members[0], other, bundle, values, queries) for other in members[1:]]
+    if len(members) < 3:
+        return found
+    total = _sum(_turned(one, own) for one, own in zip(members, unturned, strict=True))
+    # turns keep norms: the larger the sum, the nearer its parts
+    if _energy(_sum(_turned(one, own) for one, own in zip(members, found, strict=True))) >= _energy(total):
+        return found
+    found = unturned
+    for _ in range(ROUNDS):
+        before = _energy(total)
+        for number, one in enumerate(members):
+            others = _sum([total, _turned(one, found[number])], -1)
+            turns = match(others, one, bundle, values, queries)
+            moved = _sum([others, _turned(one, turns)])
+            if _energy(moved) > _energy(total):
+                found[number], total = turns, moved
+        if _energy(total) <= before * (1 + GAIN):
+            break
+    return found
 
 
 def random_turns(bundle: Bundle, kind: str) -> dict[str, Turns]:
@@ -140,12 +190,49 @@ def random_turns(bundle: Bundle, kind: str) -> dict[str, Turns]:
     return _turns(order_of_heads, bundle, frames)
 
 
+def _turned(tensors: Tensors, turns: Mapping[str, Turns]) -> Tensors:
+    """Weights and biases in float64, turned."""
+    return {
+        role: (
+            turns.get(role, Turns()).weight(weight),
+            None if bias is None else turns.get(role, Turns()).outputs(bias),
+        )
+        for role, (weight, bias) in tensors.items()
+    }
+
+
+def _sum(parts: Iterable[Tensors], sign: float = 1.0) -> Tensors:
+    """The first of the parts, and the others times ``sign``."""
+    first, *others = parts
+    found = dict(first)
+    for other in others:
+        for role, (weight, bias) in other.items():
+            before, shift = found[role]
+            found[role] = before + sign * weight, None if bias is None or shift is None else shift + sign * bias
+    return found
+
+
+def _energy(tensors: Tensors) -> float:
+    return sum(float(part.square().sum()) for pair in tensors.values() for part in pair if part is not None)
+
+
+def _rotated(reference: Heads, other: Heads, values: bool, queries: bool) -> Heads:
+    """Heads of which only these frames are turned towards the reference."""
+    turned = rotate_heads(reference, other, query_key=queries)
+    return turned if values else replace(turned, value=other.value, output=other.output)
+
+
+def _closeness(first: Heads, second: Heads) -> float:
+    """The inner product of all numbers: the larger, the nearer."""
+    return sum(float((a.double() * b.double()).sum()) for a, b in zip(first.split(), second.split(), strict=True))
+
+
 def _head_turns(
     reference: Heads, permuted: Heads, order: Tensor, bundle: Bundle, values: bool, queries: bool
 ) -> dict[str, Turns]:
     frames: dict[str, Tensor] = {}
     if values or queries:
-        turned = rotate_heads(reference, permuted, query_key=queries)
+        turned = _rotated(reference, permuted, values, queries)
         for number, role in enumerate("qkvo"):
             if values if role in "vo" else queries:
                 before, after = permuted.split()[number].double(), turned.split()[number].double()
