@@ -1,4 +1,4 @@
-"""Checkpoints of transformers' Trainer that lose nothing."""
+"""transformers' Trainer with checkpoints that lose nothing, and a decay that spares shared norms."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
 
+from fewfold.training.decay import shared_vectors
 from fewfold.training.sharded import exact_state, load_exact
 
 WEIGHTS = "model.safetensors"
@@ -29,6 +30,11 @@ class ExactCheckpoints(Trainer):
         assert self.model is not None
         codes = [name for name, buffer in self.model.named_buffers() if buffer.dtype in CODES]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, codes)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Trainer's own, less the norms and biases that layers share."""
+        shared = shared_vectors(model)
+        return [name for name in super().get_decay_parameter_names(model) if name not in shared]
 
     def kept(self) -> nn.Module:
         """What checkpoints hold."""
