@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers as tf
 from layer_models import PLAIN, deep, modules_of, weights_of
 from tiny_models import VOCAB, inputs, make, outputs
 from torch import nn
@@ -224,3 +225,50 @@ def test_differences_from_scratch_begin_at_nothing():
     for layer in model.encoder.layer:
         torch.testing.assert_close(layer.output.dense.assembled_weight(), block)
     assert make("bert").config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize(("name", "fresh"), [("GemmaForCausalLM", 0.0), ("LlamaForCausalLM", 1.0)])
+def test_norms_from_scratch_are_those_that_the_model_draws(name, fresh):
+    """Gemma's norms multiply by ``1 + w``."""
+    config = {
+        "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
+    }  # fmt: skip
+    kind = getattr(tf, name)
+    model = kind(kind.config_class(**config)).eval()
+    dense = kind(kind.config_class(**config)).model.layers[0].input_layernorm
+    with torch.no_grad():
+        for layer in model.model.layers:  # as if trained
+            layer.input_layernorm.weight.add_(3.0)
+    fewfold.compress(model, SharedLayers(map="all", norms_and_biases="shared"), fit=False)
+    norm, hidden = model.model.layers[1].input_layernorm, torch.randn(3, 16)
+    assert torch.equal(norm.store.vectors.weight.detach(), torch.full((16,), fresh))
+    torch.testing.assert_close(norm(hidden).square().mean(-1).sqrt(), dense(hidden).square().mean(-1).sqrt())
+
+
+def test_norms_that_no_model_draws_begin_as_they_do_themselves():
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
+
+        def forward(self, hidden_states):
+            return self.norm(hidden_states + self.attention(hidden_states))
+
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([Layer(), Layer()])
+
+        def forward(self, hidden_states):
+            for layer in self.layers:
+                hidden_states = layer(hidden_states)
+            return hidden_states
+
+    model = Body()
+    nn.init.constant_(model.layers[0].norm.weight, 5.0)
+    nn.init.constant_(model.layers[0].norm.bias, 5.0)
+    fewfold.compress(model, SharedLayers(targets="layers.*", map="all", norms_and_biases="shared"), fit=False)
+    vectors = model.layers[1].norm.store.vectors
+    assert torch.equal(vectors.weight.detach(), torch.ones(4))
+    assert torch.equal(vectors.bias.detach(), torch.zeros(4))

@@ -16,6 +16,7 @@ from fewfold.linalg.round_factors import balance
 from fewfold.linalg.shared_mean import shared_with_differences
 from fewfold.methods.base import STORE, Cost, Method, MethodConfig, Records, Unit
 from fewfold.methods.shared_layers.config import SharedLayers
+from fewfold.methods.shared_layers.fresh import begin_norm
 from fewfold.methods.shared_layers.layout import mean_of_vectors, units_of
 from fewfold.methods.shared_layers.modules import BlockStore, NormStore, SharedAffine, SharedLinear, SharedNorm
 from fewfold.methods.shared_layers.places import role_of
@@ -249,6 +250,15 @@ class SharedLayersMethod(Method):
         form = StoredDtype(settings.get("difference_dtype", stored.name), stored.group)
         kind = SharedAffine if settings.get("bias") == "shared" else SharedLinear
         return kind(target.name, target.columns, target.rows, target.bias, store, rank, form)
+
+    def modules(self, unit: Unit, settings: Mapping[str, Any], store_name: str = "store") -> dict[str, Assembled]:
+        """As every method's; a norm begins as the dense one does."""
+        modules = super().modules(unit, settings, store_name)
+        first = unit.targets[0]
+        module = modules[first.name]
+        if isinstance(module, SharedNorm):
+            begin_norm(module.store, layout_of(unit).alignment.model, first.module)
+        return modules
 
 
 def _fit_norm(unit: Unit, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
