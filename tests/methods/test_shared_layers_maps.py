@@ -1,9 +1,12 @@
 """Maps: the tables of the literature, and what they have in common."""
 
 import pytest
+from layer_models import deep
 
+import fewfold
 from fewfold import RecipeError, SharedLayers
 from fewfold.methods.shared_layers.maps import anchor, block_count, layer_map, stepwise_layers
+from fewfold.methods.shared_layers.presets import LAYERS
 
 LETTERS = "ABCDEFGHIJKL"
 
@@ -81,9 +84,34 @@ def test_blocks_as_a_share_of_the_layers():
     assert [block_count("1/2", layers) for layers in (1, 6, 12)] == [1, 3, 6]
     assert block_count(4, 12) == 4
     assert block_count(None, 12) is None
+    assert [block_count("1/2", layers, "cycle_rev") for layers in (1, 2, 3, 5, 7, 11)] == [1, 1, 1, 2, 3, 5]
+    assert [block_count("1/2", layers, "sequence") for layers in (3, 5, 7, 9)] == [2, 2, 4, 3]
+    assert block_count("1/1", 5, "cycle_rev") == 5
+    assert block_count("3/4", 8, "cycle_rev") == 4
     for wrong in ("half", "3/2", "0/2"):
         with pytest.raises(ValueError, match="a share of the layers such as '1/2'"):
             SharedLayers(blocks=wrong)
+
+
+@pytest.mark.parametrize("name", ["takase-sequence", "takase-cycle", "takase-cycle-rev"])
+def test_presets_of_half_as_many_blocks_take_any_number_of_layers(name):
+    ((config,),) = (recipe for known, _, recipe in LAYERS if known == name)
+    for layers in range(2, 13):
+        blocks = block_count(config.blocks, layers, config.map)
+        found = layer_map(layers, config.map, blocks)
+        assert set(found) == set(range(blocks))
+        assert layers / 3 <= blocks <= (layers + 1) / 2
+        larger = blocks + 1
+        if larger <= layers // 2:
+            with pytest.raises(RecipeError):
+                layer_map(layers, config.map, larger)
+
+
+def test_a_preset_of_half_as_many_blocks_takes_odd_layers():
+    model = deep(layers=7)
+    fewfold.compress(model, "takase-cycle-rev")
+    blocks = [model.encoder.layer[number].output.dense.store.name for number in range(7)]
+    assert [blocks.index(name) for name in blocks] == [0, 1, 2, 0, 2, 1, 0]
 
 
 def test_anchors_are_the_blocks_own_layers_near_the_stepwise_ones():

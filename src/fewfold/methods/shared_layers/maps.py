@@ -65,9 +65,19 @@ _RULES: dict[str, Callable[[int, int, int], int]] = {
 assert set(_RULES) == set(get_args(MapName))
 
 
-def block_count(blocks: int | str | None, layers: int) -> int | None:
-    """How many blocks ``layers`` layers get: as given, or the share that ``'1/2'`` says, at least one."""
-    return max(1, round(Fraction(blocks) * layers)) if isinstance(blocks, str) else blocks
+def block_count(blocks: int | str | None, layers: int, name: MapName | Sequence[int] = "cycle") -> int | None:
+    """How many blocks ``layers`` layers get: as given, or about the share that ``'1/2'`` says, at least one.
+
+    :param name: of the map; of a share, ``sequence`` and ``cycle_rev`` get the largest number up to it that they take.
+    """
+    if not isinstance(blocks, str):
+        return blocks
+    wanted = max(1, round(Fraction(blocks) * layers))
+    if name == "sequence":
+        return next(m for m in range(wanted, 0, -1) if m in _sequence_counts(layers))
+    if name == "cycle_rev" and wanted < layers:
+        return max(1, min(wanted, layers // 2))
+    return wanted
 
 
 def is_share(text: str) -> bool:
@@ -107,11 +117,16 @@ def _explicit(layers: int, wanted: list[int], blocks: int | None) -> list[int]:
 
 
 def _check_sequence(layers: int, blocks: int) -> None:
-    run = -(-layers // blocks)
-    found = -(-layers // run)
-    if found != blocks:
-        fitting = [m for m in range(1, layers + 1) if -(-layers // -(-layers // m)) == m]
+    fitting = _sequence_counts(layers)
+    if blocks not in fitting:
+        run = -(-layers // blocks)
+        found = -(-layers // run)
         raise RecipeError(
             f"map='sequence', blocks={blocks}: {layers} layers in runs of {run} make {found} blocks, not {blocks}; "
             f"give blocks={', '.join(map(str, fitting))}, or map='albert', which spreads them evenly"
         )
+
+
+def _sequence_counts(layers: int) -> list[int]:
+    """The numbers of blocks that runs of one length make."""
+    return [m for m in range(1, layers + 1) if -(-layers // -(-layers // m)) == m]

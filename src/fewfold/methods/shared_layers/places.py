@@ -125,7 +125,7 @@ class Stacks:
         found = {}
         for stack, numbers in layers.items():
             try:
-                mapped = layer_map(len(numbers), name, block_count(blocks, len(numbers)))
+                mapped = layer_map(len(numbers), name, block_count(blocks, len(numbers), name))
             except RecipeError as error:
                 raise RecipeError(f"{who}: {stack} has {len(numbers)} layers here; {error}") from None
             found[stack] = dict(zip(sorted(numbers), mapped, strict=True))
