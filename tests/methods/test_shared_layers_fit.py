@@ -48,6 +48,52 @@ def test_a_block_a_layer_changes_nothing():
         torch.testing.assert_close(outputs(model, "bert"), dense, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("norms_and_biases", ["private", "shared"])
+@pytest.mark.parametrize("config", [{"map": "unshared"}, {"map": "cycle", "blocks": 6}, {"map": [5, 4, 3, 2, 1, 0]}])
+def test_a_block_a_layer_has_the_gradients_of_the_layers(config, norms_and_biases):
+    """Bit by bit."""
+    model, plain = deep(), deep()
+    fewfold.compress(model, SharedLayers(norms_and_biases=norms_and_biases, **config, **PLAIN))
+    for one in (model, plain):
+        one(**inputs("bert")).last_hidden_state.square().sum().backward()
+    kept = {name: parameter.grad for name, parameter in model.named_parameters() if "fewfold_stores" not in name}
+    found = {name: grad for name, grad in kept.items() if grad is not None}
+    stores = stores_of(model)
+    for record in structure_of(model).targets:
+        parts = dict(stores[record.store].named_parameters())
+        for part, parameter in parts.items():
+            found[f"{record.module}.{part.rpartition('.')[2]}"] = parameter.grad
+    wanted = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.grad is not None}
+    assert set(found) == set(wanted)
+    assert len(wanted) > 6 * 16
+    for name, grad in wanted.items():
+        torch.testing.assert_close(found[name], grad, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("settings", [PLAIN, {"weighting": "none"}, {**PLAIN, "norms_and_biases": "shared"}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"map": "all"},
+        {"map": "sequence", "blocks": 2},
+        {"map": "albert", "blocks": 4},
+        {"map": "cycle", "blocks": 2},
+        {"map": "cycle_rev", "blocks": 2},
+        {"map": "pairs"},
+        {"map": "sandwich"},
+        {"map": [0, 1, 0, 2, 1, 0]},
+    ],
+)
+def test_equal_layers_share_without_loss(config, settings):
+    model = deep()
+    for layer in model.encoder.layer[1:]:
+        layer.load_state_dict(model.encoder.layer[0].state_dict())
+    dense = outputs(model, "bert")
+    fewfold.compress(model, SharedLayers(**config, **settings))
+    assert len({layer.output.dense.store for layer in model.encoder.layer}) < 6
+    torch.testing.assert_close(outputs(model, "bert"), dense, rtol=1e-5, atol=1e-5)
+
+
 def test_the_count_is_blocks_and_what_is_private():
     model = deep()
     before, dense = unique_parameters(model), sum(w.size for w in weights_of(model).values())

@@ -84,3 +84,17 @@ def test_presets_compress_and_name_their_source(name):
     assert len(stores) == blocks * (6 + norms // 4)
     ranks = {record.settings.get("rank", 0) for record in structure_of(model).targets}
     assert ranks == ({16} if name == "relaxed-recursive" else {0})
+
+
+def test_subformers_preset_shares_biases_and_no_norms():
+    model = fewfold.compress(deep(layers=5), "subformer-sandwich")
+    records = structure_of(model).targets
+    assert {record.kind for record in records} == {"linear"}
+    for number in (1, 2, 3):
+        for path in ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense"):
+            own, its = (model.get_submodule(f"encoder.layer.{layer}.{path}") for layer in (number, 2))
+            assert own.store is its.store
+            assert own.store.shift is not None
+            assert not dict(own.named_parameters())
+        assert isinstance(model.encoder.layer[number].output.LayerNorm, torch.nn.LayerNorm)
+    assert model.encoder.layer[0].output.dense.store is not model.encoder.layer[4].output.dense.store

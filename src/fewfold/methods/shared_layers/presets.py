@@ -35,9 +35,10 @@ LAYERS: list[tuple[str, str, list[MethodConfig]]] = [
     ),
     (
         "subformer-sandwich",
-        "Reid et al., Subformer (EMNLP 2021 Findings): one block between the first and the last layer, norms private; "
-        "for training",
-        _plain(map="sandwich"),
+        "Reid et al., Subformer (EMNLP 2021 Findings): one block between the first and the last layer, biases shared "
+        "and norms private; the middle is as wide as the rest, no small embedding is lifted by attention (SAFE), and "
+        "cross-attention is shared too; for training",
+        _plain(map="sandwich", parts=["attention", "ffn"], norms_and_biases="shared"),
     ),
     (
         "relaxed-recursive",
