@@ -11,10 +11,11 @@ from fewfold.tasks.glue import read_glue
 from fewfold.tasks.squad import read_squad
 
 TITLES = {"sst2": "SST-2 accuracy", "cola": "CoLA MCC", "squad": "SQuAD part F1"}
-SETTINGS: dict[str, FineTuning] = {
-    "sst2": FineTuning(learning_rate=5e-5, epochs=1, limit=8000, bf16=BF16),
-    "cola": FineTuning(learning_rate=5e-5, epochs=3, bf16=BF16),
-    "squad": FineTuning(learning_rate=2e-4, epochs=2, limit=3000, bf16=BF16),
+USUAL: dict[str, Any] = {"learning_rate": 1.5e-4, "rates": "by_size", "bf16": BF16}
+SETTINGS = {
+    "sst2": FineTuning(epochs=1, limit=8000, **USUAL),
+    "cola": FineTuning(epochs=3, **USUAL),
+    "squad": FineTuning(epochs=2, limit=3000, **USUAL),
 }
 JUDGED: dict[str, dict[str, Any]] = {"squad": {"max_length": 192, "stride": 64, "eval_limit": 500}}
 LENGTHS = {"squad": 192}  # tokens that distillation keeps of a row; 128 elsewhere

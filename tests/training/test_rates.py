@@ -9,7 +9,7 @@ from fewfold.training.rates import parameter_groups, rate_factors
 
 def model_of(**sizes):
     """A parameter for every size of its numbers, half of them negative."""
-    return nn.ParameterDict({name: torch.tensor([size, -size, size, -size]) for name, size in sizes.items()})
+    return nn.ParameterDict({name: torch.tensor([[size, -size], [size, -size]]) for name, size in sizes.items()})
 
 
 def test_rates_grow_with_the_numbers():
@@ -18,6 +18,12 @@ def test_rates_grow_with_the_numbers():
     assert rate_factors(model_of(between=0.14)) == pytest.approx({"between": 2**1.5})
     model["large"].requires_grad_(False)
     assert "large" not in rate_factors(model)
+
+
+def test_gains_of_norms_keep_the_rate():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    nn.init.constant_(model[0].weight, 0.2)
+    assert rate_factors(model) == pytest.approx({"0.weight": 4.0})
 
 
 def test_every_parameter_is_in_one_group():

@@ -20,12 +20,14 @@ def rate_factors(student: nn.Module) -> dict[str, float]:
     """What a tensor's learning rate is multiplied by: 1 up to the usual size of numbers, then in proportion to it.
 
     As Adafactor's relative steps (Shazeer and Stern 2018, section 8), of the numbers before training. Half powers of
-    two, so that there are few different ones.
+    two, so that there are few different ones. Vectors keep the rate: gains of norms are near 1 in every model.
 
     :return: by the parameter's name, for those that are not 1.
     """
     found = {}
     for name, parameter in student.named_parameters():
+        if parameter.ndim < 2:
+            continue
         size = float(parameter.float().square().mean().sqrt()) / USUAL
         factor = 2 ** (round(2 * math.log2(size)) / 2) if size > 1 and math.isfinite(size) else 1.0
         if parameter.requires_grad and factor > 1:
