@@ -18,6 +18,7 @@ from fewfold.errors import RecipeError, TargetError
 from fewfold.measure.parameters import unique_parameters
 from fewfold.methods.embedding_sharing.modules import CarvedLinear
 from fewfold.methods.embedding_sharing.operators import CarvedOperator
+from fewfold.models import SlimLMConfig, SlimLMForCausalLM
 from fewfold.store import stores_of
 
 
@@ -50,6 +51,83 @@ def test_layers_share_slots(share, expected):
     assert ends[-1][1] == store.expansion.out_features
     columns = 4 * -(-256 // VOCAB) + 2 * -(-384 // VOCAB)
     assert store.expansion.weight.shape == (columns * expected // 6, 16)
+
+
+@pytest.mark.parametrize("vocab", [128, 60])
+def test_maps_with_more_outputs_than_tokens_are_carved(vocab):
+    config = tf.BertConfig(
+        vocab_size=vocab, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128
+    )
+    model = fewfold.compress(tf.BertForMaskedLM(config), EmbeddingSharing(), fit=False)
+    assert len(used(model)) == 12
+    store = the_store(model)
+    assert store.expansion.out_features == 4 * -(-64 * 64 // vocab) + 2 * -(-64 * 128 // vocab)
+    whole = store.table.weight.detach().double() @ store.expansion.weight.detach().double().t()
+    slot = store.slots["bert.encoder.layer.*.intermediate.dense"]
+    expected = whole[:, slot.offset : slot.end].reshape(-1)[: 64 * 128].view(64, 128).t()
+    found = model.bert.encoder.layer[1].intermediate.dense.assembled_weight()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_recurrent_model_of_few_words_is_carved_but_for_its_head():
+    config = SlimLMConfig(vocab_size=50, hidden_size=16, num_layers=2)
+    model = fewfold.compress(SlimLMForCausalLM(config), EmbeddingSharing(), fit=False)
+    assert set(used(model)) == {f"model.layers.{layer}.{kind}_map" for layer in (0, 1) for kind in ("input", "hidden")}
+    assert type(model.lm_head) is nn.Linear
+
+
+def test_heads_stay_dense_even_if_named():
+    config = tf.GPT2Config(vocab_size=48, n_embd=16, n_layer=1, n_head=4, n_positions=8, tie_word_embeddings=False)
+    model = fewfold.compress(
+        tf.GPT2LMHeadModel(config), EmbeddingSharing(targets=["*wte", "lm_head", "*attn"]), fit=False
+    )
+    assert set(used(model)) == {"transformer.h.0.attn.c_attn", "transformer.h.0.attn.c_proj"}
+    assert type(model.lm_head) is nn.Linear
+    with pytest.raises(RecipeError, match=r"lm_head is taken for a vocabulary head, which stays dense"):
+        fewfold.compress(tf.GPT2LMHeadModel(config), EmbeddingSharing(targets=["*wte", "lm_head"]), fit=False)
+
+
+class Stack(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleDict({"a": nn.Linear(6, 6), "b": nn.Linear(6, 6)}) for _ in range(3))
+
+
+class Stacks(nn.Module):
+    """Two stacks in a list, and layers that hold experts."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(41, 6)
+        self.stacks = nn.ModuleList([Stack(), Stack()])
+        experts = [nn.ModuleList(nn.ModuleDict({"up": nn.Linear(6, 9)}) for _ in range(2)) for _ in range(2)]
+        self.mixed = nn.ModuleList(nn.ModuleDict({"route": nn.Linear(6, 2), "experts": one}) for one in experts)
+
+
+@pytest.mark.parametrize(("share", "of"), [("all", "***"), ("none", "012"), (2, ["0+", "0+", "2+"])])
+def test_layers_share_within_their_stack(share, of):
+    model = fewfold.compress(Stacks(), EmbeddingSharing(share=share), fit=False)
+    slots = used(model)
+    for stack in (0, 1):
+        for layer in range(3):
+            for name in "ab":
+                assert slots[f"stacks.{stack}.layers.{layer}.{name}"] == f"stacks.{stack}.layers.{of[layer]}.{name}"
+            assert layer == 2 or slots[f"mixed.1.experts.{layer % 2}.up"] == f"mixed.{of[1]}.experts.{layer % 2}.up"
+
+
+SLOTS = {
+    "bert": ("encoder.layer.*.attention.self.query", "encoder.layer.*.output.dense"),
+    "gpt2_lm": ("transformer.h.*.attn.c_attn", "transformer.h.*.mlp.c_proj"),
+    "t5_lm": (
+        "encoder.block.*.layer.0.SelfAttention.q", "encoder.block.*.layer.1.DenseReluDense.wo",
+        "decoder.block.*.layer.1.EncDecAttention.k", "decoder.block.*.layer.2.DenseReluDense.wi",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SLOTS)
+def test_slots_keep_the_names_that_checkpoints_hold(name):
+    assert set(SLOTS[name]) <= set(the_store(carved(name)).slots)
 
 
 def test_weights_out_of_the_table_itself_need_room():

@@ -15,9 +15,10 @@ class EmbeddingSharing(MethodConfig):
     """Carve hidden weights out of the token table, or of a linear expansion of it that is never stored.
 
     For training from scratch (``compress(model, EmbeddingSharing(), fit=False)``): no fit keeps pretrained weights.
-    Linear maps, Conv1d, Conv2d, LSTM and GRU are carved out of the token table that is nearest by name; a linear map
-    with as many outputs as the table has rows is a vocabulary head and stays dense. Source: Hu et al., ShareBERT
-    (AAAI 2024), where the two forms are called VEPS (``expansion=True``) and EPS.
+    Linear maps, Conv1d, Conv2d, LSTM and GRU are carved out of the token table that is nearest by name. Vocabulary
+    heads stay dense: the model's output layer, and a linear map outside of all layers with as many outputs as the table
+    has rows. Source: Hu et al., ShareBERT (AAAI 2024), where the two forms are called VEPS (``expansion=True``) and
+    EPS.
     """
 
     method: Literal["embedding_sharing"] = "embedding_sharing"

@@ -29,12 +29,12 @@ class EmbeddingSharingMethod(Method):
     config = EmbeddingSharing
     kinds = ("linear", "embedding", "conv", "recurrent")
 
-    def units(self, config: MethodConfig, targets: Sequence[Target], width: int) -> list[Unit]:
-        """One for each table."""
+    def units_in(self, model: nn.Module, config: MethodConfig, targets: Sequence[Target], width: int) -> list[Unit]:
+        """One for each table; its width is that of its own weights, of a model of two stacks perhaps another."""
         assert isinstance(config, EmbeddingSharing)
         return [
-            Unit(self.name, config, (table, *carved), lay_out(config, table, carved, table.columns))
-            for table, carved in by_table(config, targets)
+            Unit(self.name, config, (table, *carved), lay_out(config, model, table, carved))
+            for table, carved in by_table(config, model, targets)
         ]
 
     def check(self, unit: Unit) -> None:
@@ -157,9 +157,10 @@ class EmbeddingSharingMethod(Method):
         modules, config = super().modules(unit, settings, store_name), _config(unit)
         table = modules[unit.targets[0].name]
         assert isinstance(table, CarvedTable)
-        std, dim = config.init_std, unit.targets[0].columns
+        std, width = config.init_std, _layout(unit).width
         if std is None:
-            std = balanced_std(dim, config.factor_size or dim) if config.expansion else (3 * dim) ** -0.5
+            stored = config.factor_size or unit.targets[0].columns
+            std = balanced_std(width, stored) if config.expansion else (3 * width) ** -0.5
         table.store.reset_parameters(std, _fan_in(unit) if config.init == "scaled" else None)
         table.reset_parameters(std)
         if config.bias_init == "normal":

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+from transformers import PreTrainedModel
+
 from fewfold.errors import RecipeError
 from fewfold.methods.embedding_sharing.config import EmbeddingSharing
 from fewfold.methods.embedding_sharing.slots import Slot, allocate, columns_needed
+from fewfold.surgery.roles import model_width
 from fewfold.surgery.targets import Target
 
 
@@ -17,18 +21,26 @@ class Sharing:
 
     :param slots: by name.
     :param used: by target name: the slot of each of its weights, by the weight's name in its module.
+    :param roles: by target name: that name with ``*`` for its layer.
     :param columns: of the expanded table, 0 where the table itself is carved.
+    :param width: of the hidden states that the weights multiply.
     """
 
     slots: dict[str, Slot]
     used: dict[str, dict[str, str]]
+    roles: dict[str, str]
     columns: int
+    width: int
 
 
-def by_table(config: EmbeddingSharing, targets: Sequence[Target]) -> list[tuple[Target, list[Target]]]:
+def by_table(
+    config: EmbeddingSharing, model: nn.Module, targets: Sequence[Target]
+) -> list[tuple[Target, list[Target]]]:
     """Each table with the weights that are carved out of it: those whose names begin as its own, or a tie's, does.
 
     Of tables that are equally near the one with the most rows is taken; a table for which no weight is left stays.
+    Vocabulary heads are left out: a model's output layer, and maps outside of all layers to as many outputs as the
+    table has rows.
 
     :raises RecipeError: without a table, or without anything to carve.
     """
@@ -40,18 +52,28 @@ def by_table(config: EmbeddingSharing, targets: Sequence[Target]) -> list[tuple[
             "one beside the weights (overrides cannot part weights from their table)"
         )
     groups: dict[str, list[Target]] = {table.name: [] for table in tables}
+    outputs, heads = _output_layers(model), []
     for target in others:
         nearest = max(tables, key=lambda table: (_nearness(table, target), table.rows))
-        if target.kind == "linear" and target.rows >= nearest.rows:
-            continue
-        groups[nearest.name].append(target)
+        alike = target.kind == "linear" and target.rows == nearest.rows and target.layer is None
+        if alike or id(model.get_submodule(target.module)) in outputs:
+            heads.append(target.name)
+        else:
+            groups[nearest.name].append(target)
     found = [(table, groups[table.name]) for table in tables if groups[table.name]]
     if not found:
+        kept = f" ({heads[0]} is taken for a vocabulary head, which stays dense)" if heads else ""
         raise RecipeError(
             f"EmbeddingSharing(targets={config.targets!r}) names tables ({tables[0].name}, …) and nothing to carve out "
-            "of them; name linear maps, convolutions or recurrent layers too"
+            f"of them{kept}; name linear maps, convolutions or recurrent layers too"
         )
     return found
+
+
+def _output_layers(model: nn.Module) -> set[int]:
+    """The ids of the layers that give logits over a vocabulary, as the model and those inside of it say."""
+    found = (module.get_output_embeddings() for module in model.modules() if isinstance(module, PreTrainedModel))
+    return {id(output) for output in found if output is not None}
 
 
 def _nearness(table: Target, target: Target) -> int:
@@ -68,17 +90,19 @@ def _common(first: str, second: str) -> int:
     return count
 
 
-def lay_out(config: EmbeddingSharing, table: Target, targets: Sequence[Target], width: int) -> Sharing:
+def lay_out(config: EmbeddingSharing, model: nn.Module, table: Target, targets: Sequence[Target]) -> Sharing:
     """Slots for all weights of a unit.
 
-    :param width: the model's.
     :raises RecipeError: if they need more columns than there are.
     """
+    width = model_width(targets) or table.columns
     shapes: dict[str, tuple[int, ...]] = {}
     used: dict[str, dict[str, str]] = {}
+    roles: dict[str, str] = {}
     for target in targets:
-        used[target.name] = {}
-        for weight, wish, shape in _weights(target, config.share):
+        place = _layer_place(model, target.module)
+        used[target.name], roles[target.name] = {}, _shared_name(target.name, place, "all")
+        for weight, wish, shape in _weights(target, place, config.share):
             name = wish if shapes.get(wish, shape) == shape else f"{wish}[{'×'.join(map(str, shape))}]"
             shapes[name] = shape
             used[target.name][weight] = name
@@ -96,12 +120,12 @@ def lay_out(config: EmbeddingSharing, table: Target, targets: Sequence[Target], 
             + (", or take order='packed'" if config.expansion else ", or take expansion=True")
         )
     slots = allocate(shapes, table.rows, config.order, columns)
-    return Sharing(slots, used, (columns or needed) if config.expansion else 0)
+    return Sharing(slots, used, roles, (columns or needed) if config.expansion else 0, width)
 
 
-def _weights(target: Target, share: str | int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+def _weights(target: Target, place: int | None, share: str | int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """The weights of a target: their names in its module, the names of their slots, and their shapes."""
-    name = _shared_name(target.name, share)
+    name = _shared_name(target.name, place, share)
     if target.kind == "linear":
         yield "weight", name, (target.columns, target.rows)
         return
@@ -109,20 +133,55 @@ def _weights(target: Target, share: str | int) -> Iterator[tuple[str, str, tuple
         if target.kind == "conv":
             yield weight, name, shape
         else:
-            yield weight, f"{name}.{_shared_level(weight, share)}", shape
+            yield weight, f"{name}.{shared_level(weight, share)}", shape
 
 
-def _shared_name(name: str, share: str | int) -> str:
-    """A target's name with its layer's number as far as it counts: ``layer.3.q`` is ``layer.*.q`` if all share."""
+def _layer_place(model: nn.Module, name: str) -> int | None:
+    """Which piece of a module's name is the number of its layer, None outside of all lists.
+
+    The first number; where what it counts is made of stacks of layers and has no other weights, the number in that
+    stack. So experts, heads and other parts of a layer do not count as layers.
+    """
     pieces = name.split(".")
-    place = next((place for place, piece in enumerate(pieces) if piece.isdigit()), None)
+    found = None
+    for place, piece in enumerate(pieces):
+        if not piece.isdigit():
+            continue
+        if found is None:
+            found = place
+        elif _is_stack(model.get_submodule(".".join(pieces[:place]))):
+            block = model.get_submodule(".".join(pieces[: found + 1]))
+            weights = {id(weight) for weight in block.parameters() if weight.dim() > 1}
+            stacks = (module for module in block.modules() if _is_stack(module))
+            if weights <= {id(weight) for stack in stacks for weight in stack.parameters()}:
+                found = place
+    return found
+
+
+def _is_stack(module: nn.Module) -> bool:
+    """Whether a module is a list of several blocks of one type."""
+    blocks = list(module.children())
+    return (
+        isinstance(module, nn.ModuleList | nn.Sequential)
+        and len(blocks) > 1
+        and len({type(block) for block in blocks}) == 1
+        and (isinstance(blocks[0], nn.RNNBase) or any(True for _ in blocks[0].children()))
+    )
+
+
+def _shared_name(name: str, place: int | None, share: str | int) -> str:
+    """A target's name with its layer's number as far as it counts: ``layer.3.q`` is ``layer.*.q`` if all share.
+
+    :param place: of the number among the name's pieces.
+    """
+    pieces = name.split(".")
     if place is not None:
         pieces[place] = _group(int(pieces[place]), share)
     return ".".join(pieces)
 
 
-def _shared_level(weight: str, share: str | int) -> str:
-    """The same for the layers inside of a recurrent module: ``weight_hh_l1`` is ``weight_hh_l*``."""
+def shared_level(weight: str, share: str | int) -> str:
+    """A recurrent module's tensor by the layer inside of it that it serves: ``weight_hh_l1`` is ``weight_hh_l*``."""
     head, _, tail = weight.rpartition("_l")
     number, _, direction = tail.partition("_")
     return f"{head}_l{_group(int(number), share)}" + (f"_{direction}" if direction else "")
