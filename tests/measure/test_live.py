@@ -1,5 +1,7 @@
 """Numbers that a forward reads, and the memory of its results."""
 
+import copy
+
 import pytest
 import torch
 from cases import copied
@@ -9,6 +11,7 @@ import fewfold
 from fewfold.measure.activations import activation_bytes
 from fewfold.measure.live import live_parameters
 from fewfold.measure.parameters import unique_parameters
+from fewfold.models import ShareBertConfig, ShareBertModel
 
 
 def test_dense_models_read_what_they_hold():
@@ -33,6 +36,24 @@ def test_chained_factors_are_read_once_a_weight():
     shared = copied("bert", "shared_factors", "fp32")
     fewfold.set_form(shared, "chained")
     assert live_parameters(shared) > unique_parameters(shared)
+
+
+@pytest.mark.parametrize("layout", ["packed", "reference"])
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_carved_weights_are_read_as_the_plain_model_holds_them(name, layout):
+    with torch.device("meta"):
+        model = ShareBertModel(ShareBertConfig.preset(name, layout=layout))
+        config = copy.deepcopy(model.config)
+        config.materialized = True
+        plain = ShareBertModel(config)
+    h, i, n = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    layer, pooler = 4 * h * h + 2 * h * i, h * h
+    assert sum(slot.numel for slot in model.store.slots.values()) == layer + pooler
+    if name == "small":
+        assert layer + pooler == 37_748_736
+    expansion = sum(parameter.numel() for parameter in model.store.expansion.parameters())
+    assert live_parameters(model) == unique_parameters(model) - expansion + n * layer + pooler
+    assert live_parameters(model) == live_parameters(plain)
 
 
 class _Steps(torch.nn.Module):

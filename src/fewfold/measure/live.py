@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fewfold.assembled import Assembled
+from fewfold.models.sharebert.layers import CarvedMap
 from fewfold.surgery.ties import TiedHead
 
 
@@ -14,7 +15,7 @@ def live_parameters(model: nn.Module) -> int:
     A weight that runs rebuilt is read as the dense one it is; one that runs chained reads its own and its shared
     tensors. What several modules outside of replaced weights have in common (a tied head) counts for each. So a dense
     model has as many as its layers hold, and a model that shares its layers has as many as the dense one, however few
-    are stored.
+    are stored. What weights are only carved out of (an expansion) is read by no layer.
 
     :return: Number of scalars.
     """
@@ -25,6 +26,9 @@ def live_parameters(model: nn.Module) -> int:
             total += _read(module)
         elif isinstance(module, TiedHead):
             total += _read(module.table)
+        elif isinstance(module, CarvedMap):
+            total += module.store.slots[module.slot].numel
+            inside.add(id(module.store.expansion))
     for module in model.modules():
         if id(module) not in inside:
             total += sum(parameter.numel() for parameter in module._parameters.values() if parameter is not None)

@@ -23,17 +23,22 @@ class CarvedMap(nn.Module):
         self._store, self.slot = (store,), slot
         self.bias = nn.Parameter(torch.zeros(store.slots[slot].shape[1]))
 
+    @property
+    def store(self) -> CarvingStore:
+        """What the weight is carved from."""
+        return self._store[0]
+
     def carve_from(self, store: CarvingStore) -> None:
         """Take the weight out of another store from now on, from the slot of the same name."""
         self._store = (store,)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``(…, in)`` to ``(…, out)``."""
-        return narrow_linear(hidden_states, self._store[0](self.slot).t(), self.bias)
+        return narrow_linear(hidden_states, self.store(self.slot).t(), self.bias)
 
     def extra_repr(self) -> str:
         """The slot's name and shape."""
-        return f"{self.slot}, {self._store[0].slots[self.slot].shape}"
+        return f"{self.slot}, {self.store.slots[self.slot].shape}"
 
 
 def make_map(config: ShareBertConfig, store: CarvingStore | None, slot: str) -> nn.Module:
