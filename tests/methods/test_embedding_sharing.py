@@ -1,6 +1,7 @@
 """compress with EmbeddingSharing: slots, refusals, operators, generation, and what stays when the vocabulary grows."""
 
 import copy
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -158,6 +159,59 @@ def test_reference_order_goes_from_the_right():
     store = the_store(model)
     assert store.expansion.weight.shape == (32, 4)
     assert [slot.end for slot in store.slots.values()][:2] == [32, 29]
+
+
+def electra(vocab=421):
+    sizes = {"embedding_size": 16, "hidden_size": 32, "intermediate_size": 48}
+    return tf.ElectraModel(tf.ElectraConfig(vocab_size=vocab, num_hidden_layers=2, num_attention_heads=4, **sizes))
+
+
+def test_a_table_narrower_than_the_model_is_expanded_to_the_models_width():
+    model = fewfold.compress(electra(), EmbeddingSharing(order="reference"), fit=False)
+    store = the_store(model)
+    assert store.expansion.weight.shape == (32, 16)
+    needed = 4 * -(-32 * 32 // 421) + 2 * -(-32 * 48 // 421) + -(-16 * 32 // 421)
+    assert min(slot.offset for slot in store.slots.values()) == 32 - needed
+    assert max(slot.end for slot in store.slots.values()) == 32
+
+
+@pytest.mark.parametrize("values", [{}, {"factor_size": 8}, {"expansion": False}])
+def test_carved_weights_begin_by_the_models_width_not_the_tables(values):
+    model = electra(421 if values.get("expansion", True) else 2003)  # a table that is carved itself has 16 columns
+    fewfold.compress(model, EmbeddingSharing(**values), fit=False)
+    layers = [m.assembled_weight() for name, m in model.named_modules() if isinstance(m, CarvedLinear)]
+    std = torch.cat([weight.detach().flatten() for weight in layers]).std()
+    assert abs(float(std) * (3 * 32) ** 0.5 - 1) < 0.12
+
+
+@pytest.mark.parametrize("share", ["all", "none"])
+def test_normal_biases_are_equal_in_all_layers(share):
+    model = carved("bert", bias_init="normal", share=share)
+    for name, module in model.encoder.layer[0].named_modules():
+        if isinstance(module, CarvedLinear):
+            other = model.encoder.layer[1].get_submodule(name).bias
+            torch.testing.assert_close(module.bias, other, rtol=0, atol=0)
+            assert module.bias is not other
+    attention = model.encoder.layer[0].attention.self
+    assert not torch.equal(attention.query.bias, attention.key.bias)
+    tagger = fewfold.compress(Tagger(nn.LSTM, num_layers=3), EmbeddingSharing(bias_init="normal"), fit=False)
+    assert torch.equal(tagger.rnn.bias_ih_l0, tagger.rnn.bias_ih_l2)
+    assert not torch.equal(tagger.rnn.bias_ih_l0, tagger.rnn.bias_hh_l0)
+    assert 0.6 < float(tagger.rnn.bias_hh_l1.std()) < 1.4
+
+
+def test_a_frozen_table_is_warned_of():
+    model = make("bert")
+    model.embeddings.word_embeddings.weight.requires_grad_(False)
+    with pytest.warns(
+        UserWarning, match=r"^embeddings.word_embeddings is frozen, and encoder.*freeze those weights too"
+    ):
+        fewfold.compress(model, EmbeddingSharing(), fit=False)
+    assert all(parameter.requires_grad for parameter in the_store(model).parameters())
+    for quiet in (make("bert"), make("bert").requires_grad_(False)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fewfold.compress(quiet, EmbeddingSharing(), fit=False)
 
 
 def test_what_was_learned_is_not_lost_unasked(tmp_path):

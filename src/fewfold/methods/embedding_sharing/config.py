@@ -52,8 +52,8 @@ class EmbeddingSharing(MethodConfig):
         "1/(3 width) as PyTorch's layers do; published: 0.02)",
     )  # fmt: skip
     bias_init: Literal["model", "zeros", "normal"] = Field(
-        "model", description="of carved weights' biases: as the model has them, 0, or normal with variance 1 as the "
-        "reference's are",
+        "model", description="of carved weights' biases: as the model has them, 0, or normal with variance 1, equal "
+        "in all layers, as the reference's are",
     )  # fmt: skip
     from_scratch: bool = Field(False, description="replace weights that came from from_pretrained, and lose them")
 

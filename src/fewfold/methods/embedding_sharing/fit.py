@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fewfold.assembled import Assembled
@@ -14,11 +16,12 @@ from fewfold.methods.base import Cost, Method, MethodConfig, Records, Unit
 from fewfold.methods.embedding_sharing.config import EmbeddingSharing
 from fewfold.methods.embedding_sharing.modules import CarvedLinear, CarvedTable, store_of
 from fewfold.methods.embedding_sharing.operators import CarvedOperator
-from fewfold.methods.embedding_sharing.plan import Sharing, by_table, lay_out
+from fewfold.methods.embedding_sharing.plan import Sharing, by_table, lay_out, shared_level
 from fewfold.methods.embedding_sharing.slots import Slot
 from fewfold.methods.embedding_sharing.store import CarvingStore, balanced_std
 from fewfold.store import Store
 from fewfold.stored import StoredDtype
+from fewfold.surgery.replace import weight_trains
 from fewfold.surgery.targets import Target
 
 
@@ -58,6 +61,13 @@ class EmbeddingSharingMethod(Method):
         for target in unit.targets:
             if isinstance(model.get_submodule(target.module), Assembled):
                 raise TargetError(f"{target.name} is compressed already: take a plain model")
+        table, *others = (model.get_submodule(target.module) for target in unit.targets)
+        if not weight_trains(table) and any(weight_trains(other) for other in others):
+            warnings.warn(
+                f"{unit.targets[0].name} is frozen, and {unit.targets[1].name} and the others are carved out of it: "
+                "its fresh numbers are trained, and freezing them would freeze those weights too",
+                stacklevel=4,
+            )
 
     def fixed(self, unit: Unit) -> Mapping[str, Any] | None:
         """The columns of the expansion, as the layout has them."""
@@ -164,11 +174,23 @@ class EmbeddingSharingMethod(Method):
         table.store.reset_parameters(std, _fan_in(unit) if config.init == "scaled" else None)
         table.reset_parameters(std)
         if config.bias_init == "normal":
-            for target in unit.targets[1:]:
-                for parameter in modules[target.name].parameters():
-                    if not parameter.is_meta:
-                        nn.init.normal_(parameter)
+            _draw_biases(unit, modules)
         return modules
+
+
+@torch.no_grad()
+def _draw_biases(unit: Unit, modules: Mapping[str, Assembled]) -> None:
+    """Normal biases of variance 1: the same numbers for a role in every layer, as copies of one layer have them."""
+    drawn: dict[tuple[str, str, torch.Size], Tensor] = {}
+    for target in unit.targets[1:]:
+        for name, bias in modules[target.name].named_parameters():
+            if bias.is_meta:
+                continue
+            level = shared_level(name, "all") if target.kind == "recurrent" else name
+            role = (_layout(unit).roles[target.name], level, bias.shape)
+            if role not in drawn:
+                drawn[role] = torch.randn_like(bias)
+            bias.copy_(drawn[role])
 
 
 def _config(unit: Unit) -> EmbeddingSharing:
