@@ -2,8 +2,8 @@
 
 A ShareBERT of four layers of 256 (table 8,000 × 64) learns masked words on novels and SST-2's sentences, 1,500 steps of
 32 windows of 64 tokens; it is judged on other novels. Ratios of perplexity are paired: both models foretell the same
-hidden words, and the bootstrap draws windows for both together. Seeds 0 and 1 are run unless `--only '*seed 0'` asks for
-one; what is recorded is of seed 0 alone.
+hidden words, and the bootstrap draws windows for both together. Seeds 0 and 1 are run unless `--only '*seed 0'` asks
+for one; what is recorded is of seed 0 alone.
 
     python benchmarks/embedding_sharing_tasks.py --choices [--only 'default*' '*seed 1'] [--list] [--scale 1]
 

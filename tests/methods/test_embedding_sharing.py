@@ -161,6 +161,22 @@ def test_reference_order_goes_from_the_right():
     assert [slot.end for slot in store.slots.values()][:2] == [32, 29]
 
 
+@pytest.mark.parametrize(("width", "columns", "most"), [(768, 236, 3), (512, 106, 4), (1024, 416, 2)])
+def test_columns_of_a_bert_out_of_its_own_table(width, columns, most):
+    def bert(layers):
+        sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": 8}
+        with torch.device("meta"):
+            return tf.BertModel(tf.BertConfig(vocab_size=30522, num_hidden_layers=layers, **sizes))
+
+    for share, times in (("all", 1), ("none", most)):
+        with torch.device("meta"):
+            model = fewfold.compress(bert(most), EmbeddingSharing(expansion=False, share=share), fit=False)
+        slots = the_store(model).slots.values()
+        assert sum(slot.columns for slot in slots) == max(slot.end for slot in slots) == times * columns
+    with pytest.raises(RecipeError, match=f"take {(most + 1) * columns} columns of 30522 numbers.* has {width}"):
+        fewfold.compress(bert(most + 1), EmbeddingSharing(expansion=False, share="none"), fit=False)
+
+
 def electra(vocab=421):
     sizes = {"embedding_size": 16, "hidden_size": 32, "intermediate_size": 48}
     return tf.ElectraModel(tf.ElectraConfig(vocab_size=vocab, num_hidden_layers=2, num_attention_heads=4, **sizes))
@@ -450,6 +466,36 @@ def test_operators_equal_dense_ones_with_carved_weights(kind, values, share):
     assert set(twin.state_dict()) == set(expected.state_dict())
     twin.rnn.weight_hh_l0.data.zero_()
     assert not torch.equal(twin(ids)[0], expected(ids)[0])
+
+
+@pytest.mark.parametrize("share", ["all", "none"])
+@pytest.mark.parametrize(("kind", "values"), CELLS, ids=["lstm", "two ways", "gru"])
+def test_gradients_of_operators_are_those_of_their_dense_weights(kind, values, share):
+    model = fewfold.compress(Tagger(kind, **values), EmbeddingSharing(share=share), fit=False).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.4)
+    operators = {name: model.get_submodule(name) for name in ("conv", "image", "rnn")}
+    twin = fewfold.densify(copy.deepcopy(model))
+    ids, lengths = torch.randint(0, 41, (3, 7)), [7, 5, 2]
+    factors = torch.randn(sum(lengths), 41, dtype=torch.float64)
+    for one in (model, twin):
+        (one(ids, lengths)[0] * factors).sum().backward()
+    store = stores_of(model)["embedding_sharing"]
+    table, expansion = store.table.weight.detach(), store.expansion
+    of_table, blocks = twin.embed.weight.grad.clone(), torch.zeros(41, expansion.out_features, dtype=torch.float64)
+    for name, operator in operators.items():
+        dense = twin.get_submodule(name)
+        for key, slot in ((key, store.slots[slot]) for key, slot in operator.slots.items()):
+            flat = torch.zeros(41 * slot.columns, dtype=torch.float64)
+            flat[: slot.numel] = getattr(dense, key).grad.reshape(-1)
+            blocks[:, slot.offset : slot.end] += flat.view(41, slot.columns)
+        for key, bias in operator.named_parameters():
+            torch.testing.assert_close(bias.grad, getattr(dense, key).grad, rtol=1e-7, atol=1e-10)
+    torch.testing.assert_close(store.table.weight.grad, of_table + blocks @ expansion.weight.detach())
+    torch.testing.assert_close(expansion.weight.grad, blocks.t() @ table)
+    torch.testing.assert_close(expansion.bias.grad, blocks.sum(0))
+    assert float(blocks.abs().sum(0).min()) > 0
 
 
 def test_layers_of_a_recurrent_module_share_by_shape():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
+from safetensors.torch import load_file
 from torch import nn
 
 import fewfold
@@ -130,13 +131,17 @@ def published_state(seed=0, final=True):
 
 
 @pytest.mark.parametrize(
-    ("name", "reference", "packed"),
-    [("small", 4_983_040, 4_878_808), ("base", 13_847_296, 13_536_216), ("large", 27_008_512, 26_387_160)],
+    ("name", "reference", "packed", "long"),
+    [
+        ("small", 4_983_040, 4_878_808, 5_769_472),
+        ("base", 13_847_296, 13_536_216, 14_633_728),
+        ("large", 27_008_512, 26_387_160, 27_794_944),
+    ],
 )
-def test_published_counts(name, reference, packed):
-    for layout, count in (("reference", reference), ("packed", packed)):
+def test_published_counts(name, reference, packed, long):
+    for layout, positions, count in (("reference", 512, long), ("reference", 128, reference), ("packed", 128, packed)):
         with torch.device("meta"):
-            model = ShareBertModel(ShareBertConfig.preset(name, layout=layout))
+            model = ShareBertModel(ShareBertConfig.preset(name, layout=layout, max_position_embeddings=positions))
         assert sum(parameter.numel() for parameter in model.parameters()) == count
         assert len(list(model.parameters())) == len({id(parameter) for parameter in model.parameters()})
     v, f, h, i = 30528, {"small": 128, "base": 384, "large": 768}[name], 2048, 4096
@@ -305,6 +310,32 @@ def test_losses_of_the_heads():
     assert isinstance(model(**batch(), return_dict=False), tuple)
 
 
+BODY_NAMES = {
+    "store.table.weight", "embeddings.positions.weight", "embeddings.types.weight", "pooler.dense.bias",
+    *(f"{name}.{kind}" for name in ("embeddings.factor", "embeddings.factor_norm", "embeddings.norm", "norm")
+      for kind in ("weight", "bias")),
+    *(f"layers.{layer}.{name}_norm.{kind}" for layer in range(LAYERS) for name in ("attention", "output")
+      for kind in ("weight", "bias")),
+    *(f"layers.{layer}.{name}.bias" for layer in range(LAYERS)
+      for name in (*(f"attention.{one}" for one in ("query", "key", "value", "output")), "intermediate", "output")),
+}  # fmt: skip
+PLAIN_NAMES = {  # in the place of the expansion; layers share what the first one holds
+    f"{name}.weight"
+    for name in (
+        "layers.0.attention.query", "layers.0.attention.key", "layers.0.attention.value", "layers.0.attention.output",
+        "layers.0.intermediate", "layers.0.output", "pooler.dense",
+    )
+}  # fmt: skip
+HEAD_NAMES = {
+    ShareBertModel: set(),
+    ShareBertForMaskedLM: {
+        "predictions.dense.weight", "predictions.dense.bias", "predictions.norm.weight", "predictions.norm.bias",
+        "predictions.decoder.bias",
+    },
+    ShareBertForSequenceClassification: {"classifier.weight", "classifier.bias"},
+    ShareBertForTokenClassification: {"classifier.weight", "classifier.bias"},
+    ShareBertForQuestionAnswering: {"qa_outputs.weight", "qa_outputs.bias"},
+}  # fmt: skip
 AUTOS = {
     "AutoModel": ShareBertModel,
     "AutoModelForMaskedLM": ShareBertForMaskedLM,
@@ -339,7 +370,11 @@ def test_saving_and_plain_models(auto, plain, tmp_path):
     assert not info["unexpected_keys"]
     torch.testing.assert_close(first(again), first(model), rtol=0, atol=0)
     assert unique_parameters(again) == unique_parameters(model)
-    assert not [name for name in model.state_dict() if "carved" in name]
+    body = BODY_NAMES | (PLAIN_NAMES if plain else {"store.expansion.weight", "store.expansion.bias"})
+    if AUTOS[auto] not in (ShareBertModel, ShareBertForSequenceClassification):
+        body = {name for name in body if not name.startswith("pooler.")}
+    prefix = "" if model.base_model is model else "sharebert."
+    assert set(load_file(tmp_path / "model.safetensors")) == {prefix + name for name in body} | HEAD_NAMES[AUTOS[auto]]
     size = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
     assert size < 4 * unique_parameters(model) + 12000
     if plain:
