@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from fewfold import ModelError
 from fewfold.measure.parameters import unique_parameters
@@ -131,3 +132,29 @@ def test_two_vocabularies_grow_apart(tied, slim, tmp_path):
     check_saved(model, tmp_path)
     with pytest.raises(ModelError, match="the vocabulary is joint"):
         made(translation, tied).resize_decoder_token_embeddings(MORE)
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_new_tokens_of_slim_tables_are_told_apart(near, tmp_path):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=8, bos_token_id=0, eos_token_id=0)
+    model = make_slim(GPT2LMHeadModel(config), SlimTables(ratio=4, positions=4))
+    table = model.get_input_embeddings()
+    if near:  # codes by neighbours use some words more often
+        table.coded.set_codes_([table.coded.codes_0.long().clamp(max=11)])
+    before = table.assembled_weight().detach().clone()
+    model.resize_token_embeddings(63)
+    rows = table.assembled_weight().detach()
+    assert torch.equal(rows[:60], before)
+    assert len(rows[60:].unique(dim=0)) == 3
+    assert not bool((rows[60:, None] == before).all(-1).any())
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    ids, labels = torch.tensor([[60], [61], [62]]).repeat(1, 2), torch.tensor([[5], [6], [7]]).repeat(1, 2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+    assert model(input_ids=ids).logits[:, 0].argmax(1).tolist() == [5, 6, 7]
+    model.save_pretrained(tmp_path)
+    again = GPT2LMHeadModel.from_pretrained(tmp_path)
+    assert torch.equal(again.get_input_embeddings().coded.codes_0, table.coded.codes_0)

@@ -262,15 +262,80 @@ def test_resizing_keeps_rows_and_adds_the_nearest_words(name, rows):
     torch.testing.assert_close(again(), coded(), rtol=2e-3, atol=1e-3)  # scales of new rows are rounded to fp16
     if rows > ROWS and name == "own":
         scale = coded.scales[-1].detach()
-        mean = before.mean(0) / scale
-        best = [
-            min(
-                coded.codebooks["0"].weight.detach().view(3, 7, 4)[p],
-                key=lambda w, p=p: float((w - mean[4 * p : 4 * p + 4]).norm()),
-            )
-            for p in range(3)
-        ]
-        torch.testing.assert_close(coded()[-1], torch.cat(best) * scale)
+        words = coded.codebooks["0"].weight.detach().view(3, 7, 4)
+        every = torch.cartesian_prod(*[torch.arange(7)] * 3)
+        distances = (words[torch.arange(3), every].flatten(1) - before.mean(0) / scale).square().sum(1)
+        free = (every[:, None] != coded.codes_0[:ROWS]).any(-1).all(1)
+        nearest = every[free][distances[free].argsort()][: rows - ROWS]
+        assert coded.codes_0[ROWS:].tolist() == nearest.tolist()
+        torch.testing.assert_close(coded()[ROWS:], words[torch.arange(3), nearest].flatten(1) * scale)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if FORMATS[name][0].rows is None])
+@pytest.mark.parametrize("rows", [24, 200])
+def test_new_rows_equal_no_other_row_and_training_moves_them_apart(name, rows):
+    coded = made(name, dtype=torch.float32)
+    before = coded().detach().clone()
+    coded.resize_(rows)
+    full = torch.cat([own for own, s in zip(coded._buffers.values(), FORMATS[name], strict=False) if s.rows is None], 1)
+    assert len(full[ROWS:].unique(dim=0)) == rows - ROWS
+    assert not bool((full[ROWS:, None] == full[:ROWS]).all(-1).any())
+    assert torch.equal(coded()[:ROWS], before)
+    if rows == 24 or name == "cut":  # of its last words only two numbers of five are seen
+        return
+    apart = (coded()[-1] - coded()[-2]).norm()
+    target = torch.zeros(2, COLUMNS)
+    target[0] = 3.0
+    optimizer = torch.optim.SGD(coded.parameters(), lr=0.02)
+    for _ in range(30):
+        optimizer.zero_grad()
+        (coded(torch.tensor([rows - 1, rows - 2])) - target).square().sum().backward()
+        optimizer.step()
+    assert (coded()[-1] - coded()[-2]).norm() > apart
+
+
+def balanced(shared, rows=50, words=12):
+    coded = CodedMatrix(rows, COLUMNS, [StageSpec(4, words, shared)])
+    torch.manual_seed(0)
+    drawn = (
+        torch.randperm(rows * 3) % words if shared else torch.stack([torch.randperm(rows) % words for _ in "abc"], 1)
+    )
+    coded.set_codes_([drawn.view(rows, 3)])
+    coded.codebooks["0"].weight.data.normal_()
+    return coded
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_new_rows_of_codes_in_balance_draw_the_least_used_words(shared):
+    coded, same = balanced(shared), balanced(shared)
+    with torch.no_grad():
+        same.codebooks["0"].weight.mul_(-0.3)  # trained further: the codes alone decide
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    for more in (3, 8, 30):
+        before = coded.codes_0.clone()
+        coded.resize_(len(before) + more)
+        same.resize_(len(before) + more)
+        assert torch.equal(coded.codes_0[: len(before)], before)
+        assert torch.equal(coded.codes_0, same.codes_0)
+        fresh = coded.codes_0[len(before) :]
+        assert len(fresh.unique(dim=0)) == more
+        assert not bool((fresh[:, None] == before).all(-1).any())
+        for pool in [coded.codes_0.flatten()] if shared else coded.codes_0.T:
+            used = torch.bincount(pool.int(), minlength=12)
+            assert used.max() - used.min() <= 1
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_rows_are_told_apart_as_far_as_there_are_codes():
+    coded = CodedMatrix(3, 4, [StageSpec(2, 3)])
+    coded.codebooks["0"].weight.data.normal_()
+    coded.set_codes_([torch.tensor([[0, 0], [1, 1], [2, 2]])])
+    coded.resize_(9)
+    assert len(coded.codes_0.unique(dim=0)) == 9
+    coded.resize_(15)
+    assert len(coded.codes_0.unique(dim=0)) == 9
+    assert len(coded.codes_0[9:].unique(dim=0)) == 6
 
 
 def test_codes_that_are_passing_through_are_never_taken_for_each_other():

@@ -173,9 +173,11 @@ class CodedMatrix(CodedState):
         return coded_bytes(self.rows, self.columns, self.stages, self.scales is not None, self.stored, size, borrowed)
 
     def resize_(self, rows: int) -> None:
-        """Cut rows off, or add some that stand as near to the mean row as the words allow; kept rows stay equal.
+        """Cut rows off, or add some whose codes differ from those of all others; kept rows stay bit-equal.
 
-        New rows are the least important; stages that cover only some rows keep those of them that stay.
+        New rows stand as near to the mean row as the words allow, or are drawn where words are used equally often, as
+        those of slim tables are. They are the least important; stages that cover only some rows keep those of them that
+        stay.
         """
         resize_codes(self, rows)
         self._sums = None

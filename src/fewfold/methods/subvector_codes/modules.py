@@ -146,7 +146,7 @@ class CodedLinear(_Coded, AssembledLinear):
 
     @torch.no_grad()
     def resize(self, rows: int) -> None:
-        """New outputs get the words nearest to the mean row, and the mean bias; kept ones stay equal."""
+        """New outputs get codes near the mean row, all different, and the mean bias; kept ones stay equal."""
         self.coded.resize_(rows)
         if self.bias is not None:
             filling = self.bias.mean().expand(max(0, rows - len(self.bias)))
@@ -228,7 +228,7 @@ class CodedEmbedding(_Coded, AssembledEmbedding):
 
     @torch.no_grad()
     def resize(self, rows: int) -> None:
-        """New rows get the words nearest to the mean latent; kept rows stay equal."""
+        """New rows get codes near the mean latent, all different; kept rows stay equal."""
         self.coded.resize_(rows)
         if self.padding_idx is not None and self.padding_idx >= rows:
             self.padding_idx = None
