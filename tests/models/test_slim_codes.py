@@ -37,6 +37,39 @@ def test_rows_that_come_out_equal_are_told_apart_without_losing_the_balance():
         assert used.max() - used.min() <= 1
 
 
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "positions", "words"),
+    [(60, 2, 8), (64, 2, 8), (25, 2, 5), (8, 3, 2), (200, 2, 16), (250, 2, 16), (16, 4, 2), (15, 4, 2), (7, 1, 7),
+     (81, 4, 3), (79, 4, 3), (1295, 4, 6), (1000, 5, 4), (36, 2, 6), (31, 2, 6), (60, 6, 2), (243, 5, 3)],
+)  # fmt: skip
+def test_codes_are_balanced_and_distinct_up_to_the_last_possible_row(rows, positions, words, free):
+    for seed in range(3):
+        codes = balanced_codes(rows, positions, words, free, seed)
+        assert codes.shape == (rows, positions)
+        assert len(codes.unique(dim=0)) == rows
+        for pool in [codes.flatten()] if free else codes.T:
+            used = torch.bincount(pool, minlength=words)
+            assert len(used) == words
+            assert used.max() - used.min() <= 1
+
+
+def test_a_free_pool_that_nearly_all_rows_are_needed_of_tells_them_apart():
+    layer = SlimEmbedding(60, 12, {"positions": 2, "words": 8, "pool": "free"})
+    assert len(layer.dense().weight.unique(dim=0)) == 60
+    with pytest.raises(ModelError, match="tell 64 rows apart, the table has 65"):
+        SlimEmbedding(65, 12, {"positions": 2, "words": 8, "pool": "free"})
+
+
+def test_codes_of_a_seed_stay_what_they_were():
+    assert balanced_codes(6, 3, 4, False, 0).tolist() == [
+        [2, 3, 1], [1, 0, 2], [3, 1, 1], [0, 0, 3], [1, 2, 0], [0, 1, 0],
+    ]  # fmt: skip
+    assert balanced_codes(6, 3, 4, True, 0).tolist() == [
+        [0, 0, 3], [3, 1, 1], [1, 2, 3], [1, 0, 3], [0, 1, 0], [2, 2, 2],
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("width", "shared"), [(4, False), (4, True), (5, False)])  # 12 columns, or padded to 15
 def test_rows_take_the_nearest_words_and_words_are_the_centres_of_their_rows(width, shared):
     generator = torch.Generator().manual_seed(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import torch
@@ -16,10 +17,11 @@ CLOSE = 32  # words that a row which equals another one may take instead, at eac
 
 
 def balanced_codes(rows: int, positions: int, words: int, free: bool, seed: int) -> Tensor:
-    """Codes that use all words of a pool equally often, give or take one; no two rows are equal.
+    """Codes that use all words of a pool equally often, give or take one; no two rows are equal: both always hold.
 
     Drawn with a generator of its own. A row that comes out equal to an earlier one exchanges a code with another row,
-    which leaves the balance as it is; where nearly all possible rows are needed, they are counted off instead.
+    which leaves the balance as it is; where so many of the possible rows are needed that this fails, they are counted
+    off instead.
 
     :param words: of a pool; ``words ** positions`` is at least ``rows``.
     :param free: one pool for all positions, instead of one for each.
@@ -31,9 +33,9 @@ def balanced_codes(rows: int, positions: int, words: int, free: bool, seed: int)
     else:
         drawn = [torch.randperm(rows, generator=generator) % words for _ in range(positions)]
         codes = torch.stack(drawn, 1)
-    if _told_apart(codes, generator) or free:
+    if _told_apart(codes, generator):
         return codes
-    return _counted_off(rows, positions, words, generator)
+    return (_families if free else _counted_off)(rows, positions, words, generator)
 
 
 def _told_apart(codes: Tensor, generator: torch.Generator) -> bool:
@@ -75,6 +77,28 @@ def _counted_off(rows: int, positions: int, words: int, generator: torch.Generat
     numbers = torch.randperm(rows, generator=generator)
     digits = [numbers % words, *(numbers // words**place + numbers for place in range(1, positions))]
     return torch.stack([torch.randperm(words, generator=generator)[digit % words] for digit in digits], 1)
+
+
+def _families(rows: int, positions: int, words: int, generator: torch.Generator) -> Tensor:
+    """Whole families of rows, and a part of one, out of a single pool; words and rows shuffled.
+
+    A family is a row and what comes of it when 1 … words - 1 is added to all of its codes: together they use every word
+    equally often. The one that is taken in part is that of 0, 1, 2, …, whose rows are laid end to end.
+    """
+    whole, rest = divmod(rows, words)
+    in_part = sum(place % words * words ** (place - 1) for place in range(1, positions))
+    chosen = torch.randperm(min(words ** (positions - 1), rows), generator=generator)
+    chosen = (chosen[chosen != in_part] if rest else chosen)[:whole]
+    digits = [torch.zeros_like(chosen)]
+    for _ in range(1, positions):
+        digits.append(chosen % words)
+        chosen = chosen // words
+    full = torch.stack(digits, 1)[:, None] + torch.arange(words)[:, None]
+    turn = words // math.gcd(words, positions)  # after so many rows the next one would be the first
+    number = torch.arange(rest)
+    part = (number * positions + number // turn)[:, None] + torch.arange(positions)
+    codes = torch.cat([full.flatten(0, 1), part]) % words
+    return torch.randperm(words, generator=generator)[codes][torch.randperm(rows, generator=generator)]
 
 
 def codes_of_vectors(vectors: Tensor, stage: StageSpec, weights: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
