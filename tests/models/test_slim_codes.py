@@ -115,6 +115,29 @@ def test_rows_draw_codes_where_all_words_close_by_are_taken():
     assert len(codes.unique(dim=0)) == 60  # of 64
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "words"), [(1024, 4, 32), (1000, 4, 32), (64, 4, 8), (64, 6, 4), (7, 2, 7)]
+)
+@pytest.mark.parametrize("shared", [False, True])
+def test_equal_vectors_take_every_possible_row_once(rows, columns, words, shared):
+    for seed in range(4):
+        codes, _ = codes_of_vectors(torch.zeros(rows, columns), StageSpec(2, words, shared), torch.ones(rows), seed)
+        assert len(codes.unique(dim=0)) == rows
+        assert int(codes.min()) >= 0
+        assert int(codes.max()) < words
+
+
+def test_vectors_of_full_tables_take_every_possible_row_once():
+    vectors = torch.randn(256, 4, generator=torch.Generator().manual_seed(0))
+    codes, _ = codes_of_vectors(vectors, StageSpec(2, 16), torch.rand(256) + 0.1)
+    assert len(codes.unique(dim=0)) == 256
+
+
+def test_more_rows_than_possible_ones_stay_equal():
+    codes, _ = codes_of_vectors(torch.zeros(12, 2), StageSpec(1, 3), torch.ones(12))
+    assert len(codes.unique(dim=0)) == 9
+
+
 def test_sizes_follow_the_formulas():
     rows, columns, positions = 1000, 64, 8
     by_words = SlimCodes.sized(rows, columns, positions, words=100)

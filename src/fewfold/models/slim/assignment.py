@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 
@@ -105,7 +106,7 @@ def codes_of_vectors(vectors: Tensor, stage: StageSpec, weights: Tensor, seed: i
     """Codes by which rows that have like vectors share words, and the words: the centres of the vectors' pieces.
 
     Every row takes the nearest words. Of rows that come out equal the weightiest stays, and the others take a word a
-    little further away at one position.
+    little further away at one position, or any that are left. They differ wherever there are as many possible rows.
 
     :param vectors: ``(rows, columns)`` floats.
     :param weights: ``(rows,)``, not negative: heavier rows draw words towards themselves.
@@ -134,11 +135,13 @@ def _take_others(
 ) -> None:
     """Change codes in place, each at one position and by as little as can be, until no two rows are equal.
 
-    Where all words close by are taken, a row draws its codes until they are free.
+    Where all words close by are taken, a row draws its codes until they are free; where nearly all possible rows are
+    needed, it gets the first one that is left. Only where there are more rows than possible ones do some stay equal.
     """
     order = weights.argsort(descending=True, stable=True).tolist()
     listed = [tuple(row) for row in codes.tolist()]
     taken: set[tuple[int, ...]] = set()
+    free = (codes for codes in itertools.product(*(range(len(book)) for book in books)) if codes not in taken)
     for row in order:
         if listed[row] in taken:
             distances = [torch.cdist(pieces[row, place][None], book)[0].square() for place, book in enumerate(books)]
@@ -156,6 +159,8 @@ def _take_others(
                     other = tuple(int(torch.randint(len(book), (), generator=generator)) for book in books)
                     if other not in taken:
                         break
+                else:
+                    other = next(free, listed[row])
             listed[row] = other
         taken.add(listed[row])
     codes.copy_(torch.tensor(listed))
