@@ -1,13 +1,15 @@
 """Sizes and codes of slim tables."""
 
 import math
+import warnings
 
 import pytest
 import torch
 
-from fewfold import ModelError
+from fewfold import CheckpointError, ModelError
 from fewfold.models import SlimCodes, SlimEmbedding
 from fewfold.models.slim.assignment import balanced_codes, codes_of_vectors
+from fewfold.stored.coded_state import _equal_rows
 from fewfold.stored.stages import StageSpec
 
 
@@ -59,6 +61,36 @@ def test_a_free_pool_that_nearly_all_rows_are_needed_of_tells_them_apart():
     assert len(layer.dense().weight.unique(dim=0)) == 60
     with pytest.raises(ModelError, match="tell 64 rows apart, the table has 65"):
         SlimEmbedding(65, 12, {"positions": 2, "words": 8, "pool": "free"})
+
+
+@pytest.mark.parametrize("pool", ["positions", "free"])
+def test_loading_warns_of_equal_rows_once(pool):
+    codes = {"positions": 2, "words": 8, "pool": pool}
+    old, new = SlimEmbedding(60, 12, codes), SlimEmbedding(60, 12, codes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        new.load_state_dict(old.state_dict())
+    held = old.coded.codes_0.long()
+    held[[3, 50, 51]] = held[[7, 8, 8]]
+    old.coded.set_codes_([held])
+    with pytest.warns(UserWarning, match=r"^coded\.codes_0: 3 of 60 rows have the codes of an earlier row") as found:
+        new.load_state_dict(old.state_dict())
+    assert len(found) == 1
+    assert torch.equal(new.dense().weight, old.dense().weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        new.load_state_dict(old.state_dict())
+    with pytest.raises(CheckpointError, match="a code outside the pool of 7 words"):
+        SlimEmbedding(49, 12, {**codes, "words": 7}).load_state_dict(
+            {"coded.codes_0": torch.full((37,), 255, dtype=torch.uint8)}, strict=False
+        )
+
+
+def test_equal_rows_are_counted_in_tables_of_many_words():
+    codes = torch.randint(3000, (250_000, 8), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    assert _equal_rows(codes) == 0
+    codes[1000:1010] = codes[-10:]
+    assert _equal_rows(codes) == 10
 
 
 def test_codes_of_a_seed_stay_what_they_were():

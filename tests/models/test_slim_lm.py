@@ -179,6 +179,9 @@ def test_damaged_codes_are_named(tmp_path):
     save_file({**tensors, name: torch.full_like(tensors[name], 255)}, file, {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"lm_head.coded.codes_0 holds 31, a code outside the pool of 18 words"):
         SlimLMForCausalLM.from_pretrained(tmp_path)
+    save_file({**tensors, name: torch.zeros_like(tensors[name])}, file, {"format": "pt"})
+    with pytest.warns(UserWarning, match=rf"codes_0: {VOCAB - 1} of {VOCAB} rows have the codes of an earlier row"):
+        SlimLMForCausalLM.from_pretrained(tmp_path)(ids_of())
     save_file({key: value for key, value in tensors.items() if key != name}, file, {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"no lm_head.coded.codes_0"):
         SlimLMForCausalLM.from_pretrained(tmp_path)

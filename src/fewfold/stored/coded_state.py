@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,10 @@ RANK = "rank"
 
 
 class CodedState(Kept, nn.Module):
-    """Buffers ``codes_S`` and ``rank`` in both forms, and the fp16 form of ``scales``."""
+    """Buffers ``codes_S`` and ``rank`` in both forms, and the fp16 form of ``scales``.
+
+    ``distinct`` says that no two rows should have equal codes: loading such a matrix warns, once, of those that do.
+    """
 
     rows: int
     columns: int
@@ -24,6 +28,7 @@ class CodedState(Kept, nn.Module):
     rank: Tensor | None
     scales: nn.Parameter | None
     is_packed = False
+    distinct = False
     _sums: Any = None
 
     def positions(self, index: int) -> int:
@@ -136,6 +141,14 @@ class CodedState(Kept, nn.Module):
         problem = _problem(full_name, values, count)
         if problem:
             raise CheckpointError(f"{problem}; the checkpoint is damaged, copy or download it again")
+        equal = _equal_rows(values) if self.distinct and name != RANK else 0
+        if equal:
+            self.distinct = False
+            warnings.warn(
+                f"{full_name}: {equal} of {len(values)} rows have the codes of an earlier row and will always equal "
+                "it; codes that are drawn today all differ, so train the model anew where these words matter",
+                stacklevel=2,
+            )
         return values.to(self._dtype(name))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -166,6 +179,17 @@ class CodedState(Kept, nn.Module):
 
 def _size(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
+
+
+def _equal_rows(values: Tensor) -> int:
+    """How many of ``(rows, positions)`` codes repeat an earlier row, found by a 64-bit sum of each."""
+    if values.is_meta:
+        return 0
+    factors = torch.randint(2**62, values.shape[1:], generator=torch.Generator().manual_seed(0)).to(values.device)
+    sums = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+    for own, factor in zip(values.T, factors, strict=True):
+        sums += own.long() * factor
+    return len(values) - len(sums.unique())
 
 
 def _problem(name: str, values: Tensor, count: int) -> str | None:

@@ -21,6 +21,7 @@ def slim_matrix(rows: int, columns: int, codes: SlimCodes, std: float) -> CodedM
     codes.check(rows, columns)
     stored = StoredDtype(codes.stored_dtype)  # type: ignore[arg-type]
     coded = CodedMatrix(rows, columns, [codes.stage(columns)], stored=stored)
+    coded.distinct = True
     if coded.codes(0).is_meta:
         for leaf in coded.modules():
             if isinstance(leaf, Kept):
@@ -45,9 +46,10 @@ def ready(coded: CodedMatrix) -> CodedMatrix:
 class SlimEmbedding(nn.Module):
     """``e_w = [a_{f(w,1)} ; … ; a_{f(w,K)}]``: rows are chains of shared sub-vectors, trained from scratch.
 
-    The codes ``f`` are drawn at random, in balance, by a generator of their own, and never change; they are saved with
-    the sub-vectors and checked when loaded (Li et al., AAAI 2018, "Slim Embedding Layers for Recurrent Neural Language
-    Models"). It keeps ``M · columns / K`` numbers however large the vocabulary is.
+    The codes ``f`` are drawn at random, in balance, by a generator of their own, and never change (Li et al., AAAI
+    2018, "Slim Embedding Layers for Recurrent Neural Language Models"). They are saved with the sub-vectors; loading
+    refuses codes outside of the pool and warns of equal rows. The table keeps ``M · columns / K`` numbers however large
+    the vocabulary is.
 
     :param codes: the shape; see :meth:`SlimCodes.sized` for a pool's size, a ratio or a budget.
     :param padding_idx: a row that comes out as zeros: it has no vector of its own that could be zero.
