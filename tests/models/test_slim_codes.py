@@ -187,6 +187,25 @@ def test_sizes_follow_the_formulas():
     assert (free.words, free.pool_size, free.numbers(columns)) == (800, 800, 6400)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "words", "numbers", "packed"),
+    [(2.5, 12208, 9.38e6, 417), (5, 6104, 4.69e6, 387), (10, 3052, 2.34e6, 358), (100, 305, 0.234e6, 268)],
+)
+def test_sizes_of_a_vocabulary_of_bert(ratio, words, numbers, packed):
+    codes = SlimCodes.sized(30522, 768, 8, ratio=ratio)
+    assert codes.words == words
+    assert codes.ratio(30522) >= ratio
+    assert codes.numbers(768) == pytest.approx(numbers, rel=2e-3)
+    assert round((codes.bytes(30522, 768) - 4 * codes.numbers(768)) / 1024) == packed
+
+
+@pytest.mark.parametrize("ratio", [1.1, 1.2, 4 / 3, 1.7, 2.3, 10 / 3, 4.9, 6.6])
+def test_a_ratio_that_comes_out_even_loses_no_word_to_rounding(ratio):
+    for words in range(50, 90):
+        assert SlimCodes.sized(1000, 64, 8, ratio=1000 / words).words == words
+    assert SlimCodes.sized(1000, 64, 8, ratio=ratio).ratio(1000) >= ratio - 1e-9
+
+
 def test_the_layer_holds_what_its_codes_say():
     layer = SlimEmbedding(1000, 64, {"positions": 8, "ratio": 10})
     assert sum(p.numel() for p in layer.parameters()) == layer.codes.numbers(64) == 1000 * 64 // 10

@@ -177,7 +177,7 @@ def test_damaged_codes_are_named(tmp_path):
     file = tmp_path / "model.safetensors"
     tensors, name = load_file(file), "lm_head.coded.codes_0"
     save_file({**tensors, name: torch.full_like(tensors[name], 255)}, file, {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lm_head.coded.codes_0 holds 31, a code outside the pool of 18 words"):
+    with pytest.raises(CheckpointError, match=r"lm_head.coded.codes_0 holds 31, a code outside the pool of 17 words"):
         SlimLMForCausalLM.from_pretrained(tmp_path)
     save_file({**tensors, name: torch.zeros_like(tensors[name])}, file, {"format": "pt"})
     with pytest.warns(UserWarning, match=rf"codes_0: {VOCAB - 1} of {VOCAB} rows have the codes of an earlier row"):

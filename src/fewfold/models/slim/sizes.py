@@ -52,7 +52,7 @@ class SlimCodes:
 
         :param words: entries of a pool.
         :param pool_size: sub-vectors in all, M.
-        :param ratio: dense numbers for each stored one, ``K · rows / M``; codes are not counted.
+        :param ratio: at least so many dense numbers for each stored one, ``K · rows / M``; codes are not counted.
         :param numbers: stored numbers at most, ``M · columns / K``; codes are not counted.
         :param bytes: on disk at most: sub-vectors and packed codes.
         :raises ModelError: if not exactly one size is given, or it cannot be had.
@@ -78,7 +78,9 @@ class SlimCodes:
                 "ratio": positions * rows / value,
                 "numbers": value * positions / columns,
             }[name]
-            count = round(total / pools) if name == "ratio" else int(total // pools)
+            count = int(
+                total / pools * (1 + 1e-12)
+            )  # a quotient that rounding left just under a whole number is that number
         codes = cls(positions, count, pool, seed, stored_dtype)
         codes.check(rows, columns)
         return codes
