@@ -110,6 +110,25 @@ def test_a_batch_of_one_text_counts_no_more_than_others():
     assert all(single[name] < 30 * even[name] for name in even)
 
 
+def test_models_that_answer_questions_have_two_scores_a_token():
+    """As a classifier of tokens with the same weights, whatever the lengths of the batches."""
+    answers = tf.BertForQuestionAnswering(make("bert").config).eval()
+    tags = tf.BertForTokenClassification(answers.config).eval()
+    tags.bert.load_state_dict(answers.bert.state_dict())
+    tags.classifier.load_state_dict(answers.qa_outputs.state_dict())
+    batches = []
+    for length in (5, 9):
+        mask = torch.ones(3, length, dtype=torch.long)
+        mask[1, 3:] = 0
+        batches.append({"input_ids": torch.randint(0, VOCAB, (3, length)), "attention_mask": mask})
+    inner = [target for target in find_targets(answers) if "intermediate" in target.name]
+    found, expected = (collect(model, inner, batches, gradients=True, seed=0) for model in (answers, tags))
+    for target in inner:
+        one, other = (statistics.output_metric(target) for statistics in (found, expected))
+        assert float(one.diagonal().min()) > 0
+        torch.testing.assert_close(one, other)
+
+
 def test_gradients_that_are_no_numbers_are_named(bert, batches):
     def spoil(module, args, output):
         output.register_hook(lambda gradient: gradient * float("inf"))

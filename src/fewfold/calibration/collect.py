@@ -229,6 +229,9 @@ def rows_of(tensor: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _final_output(outputs: object) -> Tensor:
+    spans = [getattr(outputs, name, None) for name in ("start_logits", "end_logits")]
+    if all(isinstance(value, Tensor) for value in spans):  # two scores a token
+        return torch.stack(spans, -1)  # type: ignore[arg-type]
     for name in ("logits", "last_hidden_state"):
         value = getattr(outputs, name, None)
         if isinstance(value, Tensor):
