@@ -11,11 +11,10 @@ from fewfold.tasks.glue import read_glue
 from fewfold.tasks.squad import read_squad
 
 TITLES = {"sst2": "SST-2 accuracy", "cola": "CoLA MCC", "squad": "SQuAD part F1"}
-USUAL: dict[str, Any] = {"learning_rate": 1.5e-4, "rates": "by_size", "bf16": BF16}
-SETTINGS = {
-    "sst2": FineTuning(epochs=1, limit=8000, **USUAL),
-    "cola": FineTuning(epochs=3, **USUAL),
-    "squad": FineTuning(epochs=2, limit=3000, **USUAL),
+SETTINGS = {  # CoLA in three quick epochs ends anywhere between 0.15 and 0.30
+    "sst2": FineTuning(1.5e-4, epochs=1, limit=8000, rates="by_size", bf16=BF16),
+    "cola": FineTuning(1e-4, epochs=5, rates="by_size", bf16=BF16),
+    "squad": FineTuning(1.5e-4, epochs=2, limit=3000, rates="by_size", bf16=BF16),
 }
 JUDGED: dict[str, dict[str, Any]] = {"squad": {"max_length": 192, "stride": 64, "eval_limit": 500}}
 LENGTHS = {"squad": 192}  # tokens that distillation keeps of a row; 128 elsewhere
