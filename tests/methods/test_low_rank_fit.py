@@ -44,7 +44,11 @@ def test_the_error_that_is_reckoned_with_is_the_fit_s(setting, name, weighting):
     if weighting == "inputs_and_outputs":
         found = statistics.output_metric(target)
         metric = found + 0.01 * found.diagonal().mean() * metric
-    energy = 1.0 if weighting == "inputs_and_outputs" else float((weight @ moment.double() @ weight.T).trace())
+    energy = 1.0
+    if weighting != "inputs_and_outputs":  # a share of what the whole weight is worth at the output
+        seen, wanted = statistics.input_moments(target).covariance, statistics.output_metric(target)
+        worth = float((wanted @ weight @ seen @ weight.T).trace())
+        energy = float((weight @ moment.double() @ weight.T).trace()) / worth
     for size, expected in zip(sizes, predicted, strict=True):
         tensors = METHOD.fit(unit, size, weights, statistics)[name]
         off = weight - tensors["up.weight"].double() @ tensors["down.weight"].double()

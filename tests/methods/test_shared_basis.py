@@ -145,8 +145,11 @@ def test_the_error_that_is_reckoned_with_is_the_fit_s(setting, pattern, weightin
     (unit,) = find_units(model, Recipe.of(config))
     assert len(unit.targets) == 2
     weights = {target.name: read_weight(model, target) for target in unit.targets}
+    dense = [weights[target.name].double().numpy() for target in unit.targets]
     moments = [statistics.input_moments(target).covariance.numpy() for target in unit.targets]
     metrics = [statistics.output_metric(target).numpy() for target in unit.targets]
+    seen = zip(metrics, dense, moments, strict=True)
+    worth = sum(float(np.trace(metric @ weight @ moment @ weight.T)) for metric, weight, moment in seen)
     metrics = [metric + 0.01 * np.trace(metric) / len(metric) * np.eye(len(metric)) for metric in metrics]
     if weighting == "none":
         moments = [np.eye(len(moment)) for moment in moments]
@@ -161,8 +164,7 @@ def test_the_error_that_is_reckoned_with_is_the_fit_s(setting, pattern, weightin
         triples = zip(metrics, gaps, moments, strict=True)
         return sum(float(np.trace(metric @ gap @ moment @ gap.T)) for metric, gap, moment in triples)
 
-    dense = [weights[target.name].double().numpy() for target in unit.targets]
-    scale = 1.0 if weighting == "inputs_and_outputs" else norm(dense) / 2
+    scale = 1.0 if weighting == "inputs_and_outputs" else norm(dense) / worth
     sizes = [{"rank": rank} for rank in (1, 4, 9)]
     for size, expected in zip(sizes, METHOD.errors(unit, sizes, weights, statistics), strict=True):
         tensors = METHOD.fit(unit, size, weights, statistics)
