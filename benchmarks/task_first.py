@@ -25,6 +25,7 @@ from recover_tasks import JUDGED, LENGTHS, SETTINGS, TITLES, rows, texts
 
 import fewfold
 from fewfold.calibration.cache import cache_folder
+from fewfold.checkpoint.folders import write_whole
 from fewfold.distill.config import DistillConfig, HiddenTerm, LogitsTerm
 from fewfold.measure.parameters import unique_parameters
 from fewfold.report.runs import RunRecord, read_runs, run_file, write_run
@@ -71,11 +72,10 @@ def phase(task: str) -> DistillConfig:
 def run(bench: Bench, name: str, plan: Plan, task: str) -> None:
     """Compress and distil on one task, and write the record."""
     dense, folder = teacher(bench, task), WORK / run_file(KIND, f"{name}, {task}", ".").stem
-    before, start = None, folder.with_suffix(".before")
+    start = folder.with_suffix(".before")
     if not (folder / "distill.json").is_file():
         student = plan.on(teacher(bench, task), texts(task)[:2048], bench.tokenizer, f"{task}-train").eval()
-        before = judge(student, task, bench)
-        start.write_text(repr(before), encoding="utf-8")
+        write_whole(start, repr(judge(student, task, bench)))
         fewfold.distill(
             dense, student, rows(task), config=phase(task), tokenizer=bench.tokenizer, out=folder,
             data_name=f"{task}, training texts",

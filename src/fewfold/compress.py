@@ -175,14 +175,14 @@ def is_causal(model: nn.Module) -> bool:
 def _statistics(
     model: nn.Module,
     units: Sequence[Unit],
-    competing: Sequence[Unit],
+    beside: Sequence[Unit],
     batches: Sequence[Batch],
     seed: int,
     use_cache: bool,
 ) -> Statistics:
     """Calibrate on the batches, or read what an earlier calibration on the same left.
 
-    :param competing: units that are not calibrated, and whose errors have to be in the unit of the others'.
+    :param beside: units that are not calibrated, and whose errors have to be in the unit of the others'.
     """
     if not batches:
         return NO_STATISTICS
@@ -198,7 +198,7 @@ def _statistics(
             stacklevel=3,
         )
         gradients = False
-    more = {target.module: target for unit in competing for target in unit.targets}
+    more = {target.module: target for unit in beside for target in unit.targets}
     if gradients and needed + _metric_bytes(more.values()) <= METRIC_BYTES:  # else their errors stay shares
         targets = {**more, **targets}
     cache = None

@@ -14,6 +14,8 @@ Pool = Literal["positions", "free"]
 
 _SIZES = ("words", "pool_size", "ratio", "numbers", "bytes")
 
+ROUNDING = 1e-12  # by which a quotient may come out below the whole number that it is
+
 
 @dataclass(frozen=True)
 class SlimCodes:
@@ -78,9 +80,7 @@ class SlimCodes:
                 "ratio": positions * rows / value,
                 "numbers": value * positions / columns,
             }[name]
-            count = int(
-                total / pools * (1 + 1e-12)
-            )  # a quotient that rounding left just under a whole number is that number
+            count = int(total / pools * (1 + ROUNDING))
         codes = cls(positions, count, pool, seed, stored_dtype)
         codes.check(rows, columns)
         return codes
