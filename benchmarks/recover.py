@@ -122,6 +122,12 @@ def dense(bench: Bench) -> None:
     write_run(RunRecord(DENSE, KIND, MODEL, settings=settings, numbers={"after": row}), RUNS)
 
 
+def gone(run: RunRecord) -> bool:
+    """Whether tasks are missing and the model to fine-tune stands on another machine: it is recovered again."""
+    missing = set(TITLES) - set(run.numbers.get("tasks", {}))
+    return bool(missing) and not (work(run.settings["plan"], run.settings["minutes"]) / "distill.json").is_file()
+
+
 def finetune(bench: Bench, run: RunRecord) -> None:
     """Add scores of tasks to a record, one after another: the model is fine-tuned on each."""
     for task in TITLES:
@@ -186,7 +192,7 @@ def main() -> None:
             finetune(bench, read_run(path))
         for name, make in chosen.items():
             path = run_file(KIND, label(name, options.minutes), RUNS)
-            if not path.exists():
+            if not path.exists() or (options.tasks and gone(read_run(path))):
                 recover(bench, name, make, options.minutes, texts)
             if options.tasks:
                 finetune(bench, read_run(path))
