@@ -21,6 +21,7 @@ from fewfold.calibration.statistics import NO_STATISTICS, Statistics
 from fewfold.checkpoint.config import carry, structure_of
 from fewfold.checkpoint.rebuild import present, record_of, ties_of
 from fewfold.checkpoint.structure import StoreRecord, Structure
+from fewfold.distill.presets import planned
 from fewfold.distill.recovery import Recovery, prepare
 from fewfold.fitting import Fitter
 from fewfold.measure.latency import latency
@@ -76,7 +77,7 @@ def compress(
         recipe says, by default yes); False fits every target on the dense model's inputs, in less time.
     :param calibration_name: what records and cards call the calibration data.
     :param recover: distil from the dense model afterwards: minutes, '20min', '300 steps', a preset's name or a
-        DistillConfig (None: as the recipe says, by default not at all).
+        DistillConfig (None: as the recipe says, by default not at all). A recipe's own recovery keeps to a limit.
     :param recovery: which texts to distil on (None: the calibration texts), and where to keep checkpoints.
     :return: ``model``.
     :raises FewfoldError: naming what is wrong; the model is then as it was.
@@ -89,8 +90,7 @@ def compress(
         method_named(unit.method).check_model(unit, model, fit)
     targets = [target for unit in units for target in unit.targets]
     replaced = {target.module for target in targets}
-    phases = recipe.recover if recover is None else recover
-    distillation = prepare(model, phases, recovery, calibration, tokenizer, replaced)
+    distillation = prepare(model, planned(recover, recipe.recover), recovery, calibration, tokenizer, replaced)
     # statistics are kept on the CPU, and fits are made there, wherever the model is
     weights = {target.name: read_weight(model, target).cpu() for target in targets} if fit else {}
     asking = [unit for unit in units if method_named(unit.method).calibrates(unit) != "nothing"] if fit else []

@@ -2,7 +2,7 @@ import pytest
 
 from fewfold import DistillConfig, DistillError, LowRank, Recipe, RecipeError
 from fewfold.distill.config import parse_limit, read_yaml, write_yaml
-from fewfold.distill.presets import PRESETS, TASKS, limited, phases_of
+from fewfold.distill.presets import PRESETS, limited, phases_of, planned
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -32,8 +32,22 @@ def test_limits():
 def test_a_limit_is_shared_by_epochs():
     phases = limited(phases_of("published-stage-2-sts-b"), 60, None)
     assert [phase.minutes for phase in phases] == [45.0, 15.0]
-    assert [phase.epochs for phase in phases] == [None, None]
+    assert [phase.epochs for phase in phases] == [15, 5]  # whichever ends first
     assert [phase.steps for phase in limited(phases_of(["general", "general"]), None, 10)] == [5, 5]
+    own = [DistillConfig(hidden=[{}], steps=7, minutes=3), DistillConfig(hidden=[{}], epochs=2)]
+    assert [(one.steps, one.epochs, one.minutes) for one in limited(own, 20, None)] == [(7, None, 10), (None, 2, 10)]
+    assert [(one.steps, one.epochs, one.minutes) for one in limited(own, None, 4)] == [(2, None, 3), (2, None, None)]
+
+
+def test_a_limit_is_that_of_a_recipes_own_recovery():
+    own = [DistillConfig(hidden=[{}], epochs=3, name="mine"), DistillConfig(hidden=[{}], epochs=1, name="then")]
+    assert planned(None, own) == own
+    assert planned([], own) == []
+    assert [(one.name, one.minutes, one.epochs) for one in planned("20min", own)] == [("mine", 15, 3), ("then", 5, 1)]
+    assert [(one.name, one.minutes) for one in planned(8, own)] == [("mine", 6), ("then", 2)]
+    assert [(one.name, one.steps) for one in planned("8 steps", own)] == [("mine", 6), ("then", 2)]
+    assert [one.name for one in planned("task", own)] == ["task"]
+    assert [(one.name, one.minutes) for one in planned("20min", [])] == [("general", 20)]
 
 
 @pytest.mark.parametrize(
@@ -62,12 +76,35 @@ def test_published_values():
     assert (stage.optimizer, stage.clip, stage.clip_by, stage.dropout) == ("bert_adam", 1.0, "tensor", True)
     assert stage.masking == 0.15
     assert (stage.hidden[0].layers, stage.attention[0].layers, stage.attention[0].kind) == ("last", "last", "scores")
-    for task, (first, second, length) in TASKS.items():
-        one, two = phases_of(f"published-stage-2-{task}")
-        assert (one.epochs, two.epochs, one.max_length, two.max_length) == (first, second, length, length)
-        assert (one.schedule, two.schedule, one.learning_rate) == ("constant", "linear", 2e-5)
-        assert [one.logits, one.labels, two.hidden, two.attention] == [None, None, [], []]
-        assert (two.labels is None) == (task != "sts-b") == (two.logits is not None)
+    both = {"reduction": "examples", "count_padding": True, "betas": (0.9, 0.999), "validation": 0}
+    assert {name: getattr(stage, name) for name in both} == both
+    assert (stage.hidden[0].weight, stage.attention[0].weight) == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("task", "first", "second", "length"),
+    [
+        ("cola", 20, 30, 64), ("mnli", 3, 3, 128), ("mrpc", 20, 20, 128), ("sst-2", 5, 5, 64), ("sts-b", 15, 5, 128),
+        ("qqp", 3, 3, 128), ("qnli", 10, 10, 128), ("rte", 20, 20, 128),
+    ],
+)  # fmt: skip
+def test_published_values_of_the_second_stage(task, first, second, length):
+    one, two = phases_of(f"published-stage-2-{task}")
+    shared = {
+        "optimizer": "bert_adam", "epsilon": 1e-6, "weight_decay": 0.01, "clip": 1.0, "clip_by": "tensor",
+        "dropout": True, "batch_size": 32, "seed": 526, "reduction": "examples", "count_padding": True,
+        "learning_rate": 2e-5, "max_length": length, "betas": (0.9, 0.999),
+    }  # fmt: skip
+    for phase in (one, two):
+        assert {name: getattr(phase, name) for name in shared} == shared
+    assert (one.epochs, two.epochs, one.warmup, two.warmup) == (first, second, 0.0, 0.1)
+    assert (one.schedule, two.schedule) == ("constant", "linear")
+    assert (one.hidden[0].weight, one.attention[0].weight) == (32, 32)
+    assert (one.hidden[0].layers, one.attention[0].layers, one.attention[0].kind) == ("last", "last", "scores")
+    assert [one.logits, one.labels, two.hidden, two.attention] == [None, None, [], []]
+    assert (two.labels is None) == (task != "sts-b") == (two.logits is not None)
+    if two.logits is not None:
+        assert (two.logits.kind, two.logits.temperature, two.logits.weight) == ("soft_cross_entropy", 1.0, 1.0)
 
 
 def test_a_recipe_carries_its_recovery(tmp_path):

@@ -80,7 +80,20 @@ def test_evaluation_sentences_are_kept_out():
 
 
 def test_normalised_sentences():
-    assert normalised(" “The cat,” she said… ") == "the cat she said"
+    assert normalised(" “The cat,” she said… ") == "thecatshesaid"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It's a charming journey.", "Seen twice. IT 'S a charming journey!", "It's a\ncharming journey. The end.",
+        "Intro. The cat sleeps. The dog runs. End.", "The cat sleeps.\nThe dog\nruns.",
+    ],
+)  # fmt: skip
+def test_variants_of_evaluation_sentences_are_kept_out(text):
+    forbidden = ["it 's a charming journey .", "The cat sleeps. The dog runs."]
+    kept = ["The cat sleeps.", "The dog runs. The cat sleeps.", "It's a charming journey to us."]
+    assert read_examples([text, *kept], False, forbidden).texts == kept
 
 
 def test_batches_are_what_the_tokenizer_gives():

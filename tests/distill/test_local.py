@@ -40,10 +40,23 @@ def errors(teacher, student, batches, modules):
     }
 
 
+def test_it_keeps_to_its_time(teacher):
+    student = make_student(teacher)
+    before = parameters(student)
+    with pytest.warns(UserWarning, match="was given 0 s, and 13 of 13 linears were not reached"):
+        assert local_recover(teacher, student, TEXTS, make_tokenizer(), seconds=0.0) == []
+    assert torch.equal(parameters(student), before)
+    given = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "local_recover", lambda *_, seconds, **options: given.append(seconds) or [])
+        distil(teacher, student, TEXTS, config=config(local_steps=2, minutes=1), tokenizer=make_tokenizer())
+    assert given == [30.0]
+
+
 def test_a_run_begins_with_it(teacher, tmp_path, monkeypatch):
     """As if it had been called before; a run that was killed goes on without it."""
     tokenizer = make_tokenizer()
-    start, settings = make_student(teacher, rank=6), config(steps=4, checkpoint_minutes=1e-9)
+    start, settings = make_student(teacher, rank=6), config(steps=4)  # what was fitted is kept at once
     straight = copy.deepcopy(start)
     gains = {gain.target: gain.gain for gain in local_recover(teacher, straight, TEXTS, tokenizer, steps=7)}
     distil(teacher, straight, TEXTS, config=settings, tokenizer=tokenizer)

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 from distill_models import config, make_student, make_teacher, make_tokenizer, sentences
-from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from fewfold import DistillError
 from fewfold.distill.attention import recording
@@ -12,6 +19,7 @@ from fewfold.distill.examples import Examples
 from fewfold.distill.objective import Objective
 from fewfold.distill.outputs import Needs, run
 from fewfold.distill.stacks import layer_pairs
+from fewfold.distill.targets import longest
 from fewfold.distill.tokens import tokenise
 
 
@@ -233,23 +241,71 @@ def test_losses_of_a_classifier(classifier):
     assert float(found["labels"]) == pytest.approx(2 * float(gold), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["kl", "soft_cross_entropy"])
+def test_a_head_of_one_score_learns_the_teachers(kind):
+    teacher, batch = make_teacher(BertForSequenceClassification, num_labels=1), batch_of()
+    student = make_student(teacher, rank=1)
+    (found,) = losses_of({"hidden": [], "logits": {"kind": kind, "weight": 3.0}}, teacher, student).values()
+    with torch.no_grad():
+        s, t = (m(batch["input_ids"], batch["attention_mask"]).logits.double() for m in (student, teacher))
+    assert float(found) == pytest.approx(3 * float((s - t).square().mean()), rel=1e-5)
+    assert float(found) > 1e-6
+
+
+def test_answers_places_are_learned_from_the_teachers():
+    teacher, batch = make_teacher(BertForQuestionAnswering), batch_of()
+    student = make_student(teacher)
+    (found,) = losses_of({"hidden": [], "logits": {"temperature": 2.0}}, teacher, student).values()
+    with torch.no_grad():
+        outputs = [m(batch["input_ids"], batch["attention_mask"]) for m in (student, teacher)]
+    divergences = []
+    for text, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+        for name in ("start_logits", "end_logits"):
+            s, t = (output[name][text, :length].double() / 2 for output in outputs)
+            p, q = t.softmax(-1), s.softmax(-1)
+            divergences.append(4 * float((p * (p / q).log()).sum()))
+    assert float(found) == pytest.approx(np.mean(divergences), rel=1e-4)
+    assert float(found) > 1e-4
+    with pytest.raises(DistillError, match="take kind='kl'"):
+        losses_of({"hidden": [], "logits": {"kind": "soft_cross_entropy"}}, teacher, student)
+    with pytest.raises(DistillError, match="leave labels out"):
+        losses_of({"hidden": [], "labels": {}}, teacher, student)
+
+
+def test_the_seed_decides_what_projections_begin_with():
+    teacher, student = make_teacher(width=16), make_teacher(width=8, seed=1)
+    drawn = []
+    for state, seed in ((1, 0), (2, 0), (2, 1)):
+        torch.manual_seed(state)
+        drawn.append(Objective(config(projection=True, seed=seed), student, teacher).projections["2"].weight)
+        assert torch.initial_seed() == state
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])
+
+
 def test_models_without_heads_have_no_logits(teacher):
     with pytest.raises(DistillError, match="the student has no logits"):
         losses_of({"hidden": [], "logits": {}}, teacher, make_student(teacher))
 
 
+@pytest.mark.parametrize("kind", ["scores", "probabilities", "values"])
+@pytest.mark.parametrize("count_padding", [False, True])
 @pytest.mark.parametrize("reduction", ["tokens", "examples"])
-def test_parts_weighed_by_their_shares_make_the_whole(reduction):
+def test_parts_weighed_by_their_shares_make_the_whole(reduction, count_padding, kind):
     teacher = make_teacher(BertForSequenceClassification, num_labels=3)
     student = make_student(teacher)
     tokens = tokenise(Examples(sentences(6, seed=5)), make_tokenizer(), 32)
     settings = {
-        "hidden": [{"layers": "all"}], "attention": [{"kind": "scores"}], "sentence": {}, "logits": {},
-        "anchors": {"count": 4}, "reduction": reduction,
+        "hidden": [{"layers": "all"}], "attention": [{"kind": kind}], "sentence": {}, "logits": {},
+        "anchors": {"count": 4}, "reduction": reduction, "count_padding": count_padding,
     }  # fmt: skip
-    whole = losses_of(settings, teacher, student, tokens.batch(range(6)), tokens=tokens)
+
+    def batch(places):
+        return tokens.batch(places, (lambda longest: 20) if count_padding else longest)
+
+    whole = losses_of(settings, teacher, student, batch(range(6)), tokens=tokens)
     objective = Objective(config(**settings), student, teacher)
-    parts = [tokens.batch([0, 1]), tokens.batch([2, 3, 4, 5])]
+    parts = [batch([0, 1]), batch([2, 3, 4, 5])]
     counts = [objective.counts(part) for part in parts]
     total = dict.fromkeys(whole, 0.0)
     for part, count in zip(parts, counts, strict=True):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from distill_models import Killed, config, kill_at, make_student, make_teacher, 
 
 import fewfold
 from fewfold import DistillError
-from fewfold.distill.checkpoints import STATE
+from fewfold.distill.checkpoints import STATE, newest
 from fewfold.distill.run import distil
+from fewfold.distill.watch import Watch
 
 
 @pytest.mark.parametrize("stored", ["fp32", "int8"])
@@ -53,6 +55,21 @@ def test_an_unfinished_checkpoint_is_passed_over(teacher, tokenizer, texts, tmp_
     distil(teacher, resumed, texts, config=settings, tokenizer=tokenizer, checkpoints=tmp_path)
     distil(teacher, straight, texts, config=settings, tokenizer=tokenizer)
     assert float((parameters(resumed) - parameters(straight)).abs().max()) < 1e-6
+
+
+def test_an_unfinished_checkpoint_never_drives_out_a_finished_one(teacher, tokenizer, texts, tmp_path, monkeypatch):
+    """Two kills: one in the midst of a checkpoint, and one as the next is written."""
+    settings, folder = config(steps=6, checkpoint_minutes=1e-9), tmp_path / "phase-1"
+    live = kill_at(monkeypatch, 3)
+    with pytest.raises(Killed):
+        distil(teacher, make_student(teacher), texts, config=settings, tokenizer=tokenizer, checkpoints=tmp_path)
+    live()
+    shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-3")
+    (folder / "checkpoint-3" / STATE).unlink()
+    monkeypatch.setattr(Watch, "on_save", lambda *args, **options: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        distil(teacher, make_student(teacher), texts, config=settings, tokenizer=tokenizer, checkpoints=tmp_path)
+    assert newest(folder) == folder / "checkpoint-2"
 
 
 def test_another_runs_checkpoints_are_refused(teacher, tokenizer, texts, tmp_path, monkeypatch):

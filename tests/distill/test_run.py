@@ -26,6 +26,33 @@ def losses(history):
     return [point["loss"] for point in history.curve]
 
 
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"batch_size": 256}, "do not fill one batch of 256"), ({"hidden": [], "logits": {}}, "no logits"),
+        ({"hidden": [{"layers": [9]}]}, "layers 9"), ({"cache": True, "hidden": [{"layers": "all"}]}, "other layers"),
+        ({"local_steps": 2, "dense": True}, "the student is not compressed"),
+    ],
+)  # fmt: skip
+def test_no_phase_trains_where_a_later_one_cannot(second, message, teacher, tokenizer, texts, tmp_path):
+    settings = dict(second)
+    cache, dense = (tmp_path if settings.pop("cache", False) else None), settings.pop("dense", False)
+    student = copy.deepcopy(teacher) if dense else make_student(teacher)
+    before = parameters(student)
+    with pytest.raises(DistillError, match=message):
+        distil(teacher, student, texts, config=[config(), config(**settings)], tokenizer=tokenizer, cache_teacher=cache)
+    assert torch.equal(parameters(student), before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_limit_of_minutes_leaves_a_configs_own_end(teacher, tokenizer, texts):
+    settings = config(steps=None, epochs=1)
+    history = distil(teacher, make_student(teacher), texts, config=settings, tokenizer=tokenizer, minutes=60).histories[
+        0
+    ]
+    assert (history.stopped, history.steps) == ("steps", 96 // 8)
+
+
 @pytest.mark.parametrize("method", ["low_rank", "shared", "packed int8"])
 def test_a_student_learns_and_all_its_stored_tensors_train(method, teacher, tokenizer, texts):
     if method == "shared":

@@ -1,9 +1,11 @@
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from distill_models import Killed, config, make_student, make_teacher
+from transformers import BertForMaskedLM
 
 from fewfold import DistillError
 from fewfold.distill import run
@@ -38,7 +40,7 @@ def calls(monkeypatch):
 def test_a_cached_teacher_teaches_the_same(terms, teacher, tokenizer, texts, tmp_path, calls):
     settings = config(steps=12, epsilon=1e-4, **terms)
     live = distil(teacher, make_student(teacher), texts, config=settings, tokenizer=tokenizer).histories[0]
-    anchors = 5 if "anchors" in terms else 0
+    anchors = 2 + 5 if "anchors" in terms else 0  # tried on two texts first
     assert sum(calls) == 12 * 8 + anchors
     for expected in (96, 0):  # the second run finds what the first has written
         calls.clear()
@@ -66,6 +68,28 @@ def test_logits_are_cached(count_padding, classifier, tokenizer, texts, tmp_path
         ).histories[0]
         runs.append([point["loss"] for point in history.curve])
     assert runs[1] == pytest.approx(runs[0], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("left", "seconds", "message"), [(0, None, r"would write 0\.0 GB"), (10**9, 1e-9, "takes about")]
+)
+def test_a_cache_that_cannot_be_filled_is_refused(
+    left, seconds, message, teacher, tokenizer, texts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=left))
+    tokens = tokenise(Examples(texts), tokenizer, 32)
+    with pytest.raises(DistillError, match=message):
+        cached_teacher(tmp_path, teacher, Needs(last=True), False, tokens, seconds)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tokens_logits_are_not_cached(tokenizer, texts, tmp_path):
+    teacher = make_teacher(BertForMaskedLM)
+    with pytest.raises(DistillError, match="gives some for every token: leave out the cache"):
+        distil(
+            teacher, make_student(teacher), texts, config=config(hidden=[], logits={}), tokenizer=tokenizer,
+            cache_teacher=tmp_path,
+        )  # fmt: skip
 
 
 def test_another_teacher_has_another_cache(tokenizer, texts, tmp_path, calls):
@@ -127,8 +151,8 @@ def test_a_teacher_is_where_training_is_before_it_is_asked(teacher, tokenizer, t
     monkeypatch.setattr(run, "move", noting)
     settings = config(hidden=[{}], anchors={"count": 5}, steps=1)
     distil(teacher, make_student(teacher), texts, config=settings, tokenizer=tokenizer, cache_teacher=tmp_path)
-    assert calls == [5, 64, 32]
-    assert moved == [(teacher, "cuda" if torch.cuda.is_available() else "cpu", 0)]
+    assert calls == [2, 5, 64, 32]
+    assert moved == [(teacher, "cuda" if torch.cuda.is_available() else "cpu", 1)]
 
 
 def test_a_teacher_gives_no_gradients(teacher, tokenizer, texts):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,10 @@ def last_checkpoint(
     :param begun: sketches of the models that this run begins with.
     :raises DistillError: if it belongs to another run.
     """
-    found = _newest(folder)
+    found = newest(folder)
     if found is None:
         return None
-    newest, state = found
+    state = _state(found)
     if state["key"] != key:
         raise DistillError(
             f"{folder} holds checkpoints of a run with other settings, data or student: remove that folder, or start "
@@ -69,7 +70,14 @@ def last_checkpoint(
                 f"{folder} holds checkpoints of a run that began with another {name} of the same shape: remove that "
                 "folder, or start anew with resume=False (--fresh)"
             )
-    return newest, state
+    return found, state
+
+
+def drop_incomplete(folder: Path) -> None:
+    """Remove checkpoints that a kill cut short: where old ones make room for new ones, they would be counted."""
+    for path in folder.glob("checkpoint-*"):
+        if not (path / STATE).is_file():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def refuse_others(folder: Path, work: str) -> None:
@@ -77,16 +85,18 @@ def refuse_others(folder: Path, work: str) -> None:
 
     :raises DistillError: if they learn otherwise, or from other data.
     """
-    found = _newest(folder)
-    if found is not None and found[1].get("work", work) != work:
+    found = newest(folder)
+    if found is not None and _state(found).get("work", work) != work:
         raise DistillError(
             f"{folder} holds checkpoints of a run with other settings or data: remove that folder, or give another one"
         )
 
 
-def _newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def newest(folder: Path) -> Path | None:
+    """The last complete checkpoint."""
     found = [path for path in folder.glob("checkpoint-*") if (path / STATE).is_file()]
-    if not found:
-        return None
-    newest = max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    return newest, json.loads((newest / STATE).read_text(encoding="utf-8"))
+    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))

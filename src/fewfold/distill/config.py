@@ -40,8 +40,9 @@ class LogitsTerm(_Strict):
     weight: float = Field(1.0, gt=0, description="of this loss in the sum")
     temperature: float = Field(1.0, gt=0, description="both softmaxes divide logits by it")
     kind: Literal["kl", "soft_cross_entropy"] = Field(
-        "kl", description="KL divergence times T², or cross-entropy averaged over classes too and without T²"
-    )
+        "kl", description="KL divergence times T², or cross-entropy averaged over classes too and without T²; a head "
+        "that gives one score learns the teacher's by squared error"
+    )  # fmt: skip
 
 
 class AttentionTerm(_Strict):
@@ -193,10 +194,12 @@ class DistillConfig(_Strict):
         return validated({**self.model_dump(), **values}, f"config {self.name}")
 
     def limited(self, minutes: float | None = None, steps: int | None = None) -> DistillConfig:
-        """A copy that ends after so many minutes or steps, whichever comes first; without either, as it was."""
-        if minutes is None and steps is None:
-            return self
-        return self.changed(minutes=minutes, steps=steps, epochs=None)
+        """A copy that ends after so many minutes or steps, or where it ended by itself, whichever comes first.
+
+        Steps take the place of the config's own steps and epochs, minutes that of its own minutes.
+        """
+        epochs = self.epochs if steps is None else None
+        return self.changed(minutes=minutes or self.minutes, steps=steps or self.steps, epochs=epochs)
 
 
 def validated(data: Any, where: str) -> DistillConfig:

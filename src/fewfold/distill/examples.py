@@ -158,28 +158,40 @@ def _number(value: Any, column: str, row: int) -> float:
 
 
 def normalised(sentence: str) -> str:
-    """A sentence without case, punctuation and extra spaces, so that trivial variants compare equal."""
+    """A sentence without case, punctuation and spaces, so that trivial and tokenised variants compare equal."""
     folded = unicodedata.normalize("NFKC", sentence).casefold()
-    return " ".join(re.sub(r"[^\w\s]", "", folded).split())
+    return re.sub(r"[\W_]+", "", folded)
 
 
 def _without(examples: Examples, exclude: Iterable[str]) -> Examples:
     forbidden = {normalised(sentence) for sentence in exclude} - {""}
     if not forbidden:
         return examples
+    longest = max(map(len, forbidden))
     kept = [
         place
         for place, texts in enumerate(zip(*examples.columns, strict=True))
-        if not any(_holds(text, forbidden) for text in texts)
+        if not any(_holds(text, forbidden, longest) for text in texts)
     ]
     if not kept:
         raise DistillError(f"all {len(examples)} texts hold sentences that are excluded: give other data")
     return examples.take(kept, len(examples) - len(kept))
 
 
-def _holds(text: str, forbidden: set[str]) -> bool:
-    """Whether a text, or one of its sentences, is among those forbidden."""
+def _holds(text: str, forbidden: set[str], longest: int) -> bool:
+    """Whether a text, or a run of its sentences and lines, is among those forbidden.
+
+    :param longest: length of the longest of them.
+    """
     if normalised(text) in forbidden:
         return True
-    sentences = [part for line in text.splitlines() for part in SENTENCE_END.split(line)]
-    return len(sentences) > 1 and any(normalised(sentence) in forbidden for sentence in sentences)
+    pieces = [normalised(part) for line in text.splitlines() for part in SENTENCE_END.split(line)]
+    for start in range(len(pieces)):
+        run = ""
+        for piece in pieces[start:]:
+            run += piece
+            if len(run) > longest:
+                break
+            if run in forbidden:
+                return True
+    return False

@@ -7,6 +7,8 @@ block by block, and every fit is a small quadratic problem in float64, whatever 
 from __future__ import annotations
 
 import os
+import time
+import warnings
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -42,6 +44,14 @@ class Local:
     texts: Sequence[str]
     tokenizer: Any
 
+    def check(self, student: Any) -> None:
+        """Whether there is something to fit.
+
+        :raises DistillError: if the student is not compressed.
+        """
+        if self.config.local_steps and structure_of(student) is None:
+            raise DistillError("the student is not compressed: local recovery fits compressed linears")
+
     def rehearse(self, model: Any, replaced: Collection[str] | None = None) -> None:
         """Run a dense model block by block on a few texts, as a recovery of it will.
 
@@ -62,9 +72,10 @@ class Local:
         except CannotStream as reason:
             raise _not_by_layers(model, reason) from None
 
-    def recover(self, teacher: Any, student: Any) -> dict[str, float]:
+    def recover(self, teacher: Any, student: Any, limit: float | None = None) -> dict[str, float]:
         """Fit the student's layers; by layer, what was won.
 
+        :param limit: seconds of the whole phase: fits take half of them at most, and a warning tells of layers left.
         :raises DistillError: as of :func:`local_recover`, and in several processes.
         """
         if not self.config.local_steps:
@@ -74,7 +85,7 @@ class Local:
         texts = Random(self.config.seed).sample(self.texts, count) if count < len(self.texts) else self.texts
         gains = local_recover(
             teacher, student, texts, self.tokenizer, steps=self.config.local_steps,
-            max_length=self.config.max_length, seed=self.config.seed,
+            max_length=self.config.max_length, seed=self.config.seed, seconds=None if limit is None else limit / 2,
         )  # fmt: skip
         return {gain.target: gain.gain for gain in gains}
 
@@ -102,6 +113,7 @@ def local_recover(
     max_tokens: int = 24576,
     max_length: int = 128,
     seed: int = 0,
+    seconds: float | None = None,
 ) -> list[LocalGain]:
     """Fit every compressed linear of ``student`` to the dense layer's outputs, in the model's order, in place.
 
@@ -112,11 +124,13 @@ def local_recover(
     :param texts: like those the model will see.
     :param steps: L-BFGS iterations a target.
     :param max_tokens: read about this many tokens of the texts.
+    :param seconds: after so many no further layer is fitted, with a warning; None for no limit.
     :return: the gains, in order.
     :raises DistillError: if the models cannot be compared block by block, or nothing in them was compressed.
     """
     if structure_of(student) is None:
         raise DistillError("the student is not compressed: local recovery fits compressed linears")
+    begun = time.perf_counter()
     replaced = {name for name, module in student.named_modules() if isinstance(module, AssembledLinear)}
     targets = {target.module: target for target in find_targets(teacher) if target.module in replaced}
     batches = calibration_batches(list(texts), tokenizer, teacher, 64, max_length, max_tokens, True, seed)
@@ -126,6 +140,13 @@ def local_recover(
             for number, blocks in enumerate(find_stacks(teacher, list(targets.values()))):
                 streams = Streams(teacher, student, blocks, list(targets.values()), batches, first=number == 0)
                 for drifts in track(streams.stages(), "recovering layer by layer"):
+                    if seconds is not None and time.perf_counter() - begun > seconds:
+                        warnings.warn(
+                            f"local recovery was given {seconds:.0f} s, and {len(targets) - len(gains)} of "
+                            f"{len(targets)} linears were not reached: give more minutes, or fewer local_steps",
+                            stacklevel=2,
+                        )
+                        return gains
                     for name, drift in drifts.items():
                         module = student.get_submodule(name)
                         gain = _fit(Outputs.of(teacher, targets[name], drift), module, steps) if drift.count else 0.0

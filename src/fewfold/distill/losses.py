@@ -73,6 +73,20 @@ def logits_kl(
     return divergence.mean() if mask is None else masked_mean(divergence, mask, reduction)
 
 
+def span_kl(student: Tensor, teacher: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+    """As :func:`logits_kl` over the tokens of a text, for where an answer begins and where it ends: the mean of both.
+
+    :param student: ``(batch, 2, length)``.
+    :param teacher: the same shape.
+    :param mask: ``(batch, length)``; an answer is never in padding.
+    """
+    padding, never = ~mask[:, None], torch.finfo(torch.float32).min
+    log_student = F.log_softmax((student.float() / temperature).masked_fill(padding, never), -1)
+    log_teacher = F.log_softmax((teacher.float() / temperature).masked_fill(padding, never), -1)
+    terms = log_teacher.exp() * (log_teacher - log_student)
+    return terms.masked_fill(padding, 0.0).sum(-1).mean() * temperature**2
+
+
 def soft_cross_entropy(
     student: Tensor,
     teacher: Tensor,

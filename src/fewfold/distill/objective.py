@@ -57,7 +57,9 @@ class Objective(nn.Module):
                 )
             states = {(stack.name, own) for _, stack, pairs in self.hidden for own, _ in pairs}
             states |= {(self.stacks[0].name, self.stacks[0].depths[0])} if config.of_vectors else set()
-            self.projections.update({_key(name, layer): nn.Linear(*widths) for name, layer in sorted(states)})
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                self.projections.update({_key(name, layer): nn.Linear(*widths) for name, layer in sorted(states)})
 
     def prepare(self, teacher: Any, tokens: TokenisedTexts) -> None:
         """Find out what the losses need to know of the texts before training: the anchors' vectors."""
@@ -87,6 +89,7 @@ class Objective(nn.Module):
             lengths = self._mask(batch, stack).sum(1).double()
             pairs = lengths * (lengths + 1) / 2 if stack.causal else lengths * lengths
             found |= {stack.kind("tokens"): float(lengths.sum()), stack.kind("pairs"): float(pairs.sum())}
+            found[stack.kind("unpadded")] = float(stack.mask(batch).sum())  # of losses that never count padding
             sizes.append(lengths)
         if len(sizes) == 2:
             found["cross_pairs"] = float((sizes[0] * sizes[1]).sum())
@@ -131,10 +134,10 @@ class Objective(nn.Module):
                 value = losses.anchor_kl(own_vectors, vectors, self.anchors, config.anchors.temperature)
                 add("anchors", config.anchors.weight, "examples", value)
         if config.logits is not None:
-            value, kind = self._logits(_given(student.logits, "student"), _given(teacher.logits, "teacher"), batch)
+            value, kind = self._of_heads(student, teacher, batch)
             add("logits", config.logits.weight, kind, value)
         if config.labels is not None:
-            value, kind = self._labels(_given(student.logits, "student"), batch)
+            value, kind = self._labels(_given(student, "student"), batch)
             add("labels", config.labels.weight, kind, value)
         return found
 
@@ -155,6 +158,16 @@ class Objective(nn.Module):
             wanted = losses.mean_pooled(first.state(teacher, first.depths[1], 1), mask)
         return own, wanted
 
+    def _of_heads(self, student: Outputs, teacher: Outputs, batch: Mapping[str, Tensor]) -> tuple[Tensor, str]:
+        if student.spans is None or teacher.spans is None:
+            return self._logits(_given(student, "student"), _given(teacher, "teacher"), batch)
+        term = self.config.logits
+        assert term is not None
+        if term.kind != "kl":
+            raise DistillError(f"logits of kind={term.kind!r} are of classes; of answers' places take kind='kl'")
+        mask = self.main.mask(batch)
+        return losses.span_kl(student.spans, teacher.spans, mask, term.temperature), "examples"
+
     def _logits(self, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, str]:
         term, reduction = self.config.logits, self.config.reduction
         assert term is not None
@@ -164,6 +177,8 @@ class Objective(nn.Module):
         if HIDDEN in batch:
             own, wanted = (self._hidden(logits, batch[HIDDEN]) for logits in (student, teacher))
             return loss(own, wanted, term.temperature) if len(own) else own.float().sum(), "masked"
+        if student.shape[1:] == (1,):  # one score: a softmax over it says nothing
+            return losses.label_loss(student, teacher[:, 0]), "examples"
         if student.dim() == 2:
             return loss(student, teacher, term.temperature), "examples"
         mask = self._mask(batch, self.main)
@@ -178,7 +193,7 @@ class Objective(nn.Module):
         if "targets" not in batch:
             return losses.label_loss(logits, batch["labels"]), "examples"
         value = losses.target_loss(logits, batch["targets"], self.main.mask(batch), self.config.reduction)
-        return value, self.main.kind("tokens")
+        return value, self.main.kind("unpadded")
 
     def _hidden(self, logits: Tensor, hidden: Tensor) -> Tensor:
         """Logits of the hidden tokens, ``(hidden, vocab)``; where none is hidden, models score all of them."""
@@ -207,10 +222,8 @@ class Objective(nn.Module):
                 f"student and teacher have {scores[0].shape[1]} and {scores[1].shape[1]} heads: leave the attention "
                 "loss out, or distil between models with as many heads"
             )
-        if of_values:
-            return losses.attention_kl(*scores, allowed, reduction), stack.kind("tokens")
-        if term.kind == "probabilities":
-            return losses.attention_kl(*scores, allowed, reduction), stack.kind("tokens")
+        if term.kind != "scores":
+            return losses.attention_kl(*scores, allowed, reduction), stack.kind("unpadded")
         if self.config.count_padding:  # padded queries see real keys in the published code
             allowed = (allowed | keys[:, None, None, :]) if crosses or not stack.causal else allowed
         value = losses.attention_scores_mse(*scores, allowed, reduction, self.config.count_padding)
@@ -222,9 +235,12 @@ def _key(stack: str, layer: int) -> str:
     return f"{stack}_{layer}" if stack else str(layer)
 
 
-def _given(logits: Tensor | None, who: str) -> Tensor:
-    if logits is None:
+def _given(outputs: Outputs, who: str) -> Tensor:
+    """The logits of classes or tokens."""
+    if outputs.spans is not None:
+        raise DistillError(f"the {who} answers questions: its logits learn from such a teacher's alone, without labels")
+    if outputs.logits is None:
         raise DistillError(
             f"the {who} has no logits: load both models with their heads, or leave logits and labels out"
         )
-    return logits
+    return outputs.logits

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fewfold.distill.attention import Heads, recording
@@ -46,6 +47,7 @@ class Outputs:
     :param last: ``(batch, length, width)``.
     :param hidden: of every layer, the embeddings' output first.
     :param logits: ``(batch, classes)`` or ``(batch, length, vocab)``.
+    :param spans: of heads that answer questions: logits of begin and end, ``(batch, 2, length)``.
     :param attention: by layer number.
     :param sentence: mean-pooled last hidden states ``(batch, width)``, where they were kept instead of ``last``.
     :param cross: attention to the encoder, by layer number of the decoder.
@@ -59,6 +61,7 @@ class Outputs:
     sentence: Tensor | None = None
     cross: Mapping[int, Heads] = field(default_factory=dict)
     encoder: Outputs | None = None
+    spans: Tensor | None = None
 
 
 def run(model: Any, batch: Mapping[str, Tensor], needs: Needs) -> Outputs:
@@ -84,4 +87,5 @@ def run(model: Any, batch: Mapping[str, Tensor], needs: Needs) -> Outputs:
         output = model(**inputs, **options, return_dict=True)
     hidden = tuple(output.hidden_states) if states else ()
     last = output["last_hidden_state"] if "last_hidden_state" in output else (hidden[-1] if hidden else None)
-    return Outputs(last, hidden if needs.hidden else (), output.get("logits"), heads)
+    spans = torch.stack([output["start_logits"], output["end_logits"]], 1) if "start_logits" in output else None
+    return Outputs(last, hidden if needs.hidden else (), output.get("logits"), heads, spans=spans)

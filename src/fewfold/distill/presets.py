@@ -125,16 +125,14 @@ def phases_of(source: Any) -> list[DistillConfig]:
         return [source]
     if isinstance(source, dict):
         return [validated(source, "the distillation config")]
-    if isinstance(source, int | float) and not isinstance(source, bool):
-        return [phase.limited(minutes=float(source)) for phase in general()]
+    limit = limit_of(source)
+    if limit is not None:
+        return [phase.limited(**limit) for phase in general()]
     if isinstance(source, str | os.PathLike):
         if Path(source).suffix in (".yaml", ".yml"):
             return read_yaml(source)
         if str(source) in PRESETS:
             return PRESETS[str(source)]()
-        limit = parse_limit(str(source))
-        if limit is not None:
-            return [phase.changed(**limit) for phase in general()]
     elif isinstance(source, Iterable):
         phases = [phase for item in source for phase in phases_of(item)]
         if phases:
@@ -143,6 +141,26 @@ def phases_of(source: Any) -> list[DistillConfig]:
         f"{source!r} is no distillation config; pass a DistillConfig, a .yaml file, a limit such as '20min' or "
         f"'300 steps', or one of the presets {', '.join(PRESETS)}"
     )
+
+
+def limit_of(source: Any) -> dict[str, Any] | None:
+    """A number of minutes, '20min' or '300 steps' as values of a config; None for anything else."""
+    if isinstance(source, int | float) and not isinstance(source, bool):
+        return {"minutes": float(source)}
+    return parse_limit(source) if isinstance(source, str) else None
+
+
+def planned(asked: Any, own: list[DistillConfig]) -> list[DistillConfig]:
+    """The phases of a recovery that comes after a compression.
+
+    :param asked: as of :func:`phases_of`; None for what the recipe says. A limit is that of the recipe's own phases,
+        where it has some.
+    :param own: the recipe's phases; none where it has no recovery.
+    """
+    if asked is None or asked == []:
+        return own if asked is None else []
+    limit = limit_of(asked) if own else None
+    return phases_of(asked) if limit is None else limited(own, limit.get("minutes"), limit.get("steps"))
 
 
 def limited(phases: list[DistillConfig], minutes: float | None, steps: int | None) -> list[DistillConfig]:

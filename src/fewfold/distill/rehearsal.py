@@ -1,4 +1,4 @@
-"""What can be found out about a recovery before anything is compressed."""
+"""What can be found out about a recovery before anything is compressed or trained."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 
+from fewfold.assembled import AssembledLinear
 from fewfold.distill.checkpoints import phase_folder, refuse_others, work_key
-from fewfold.distill.checks import check_data, vocabularies_of
+from fewfold.distill.checks import check_cache, check_data, vocabularies_of
 from fewfold.distill.config import DistillConfig
 from fewfold.distill.local import Local
 from fewfold.distill.masked import BatchMasking
 from fewfold.distill.objective import Objective
+from fewfold.distill.outputs import Outputs, run
 from fewfold.distill.reading import Reading, planned_steps, split_off
 from fewfold.distill.stacks import is_seq2seq
-from fewfold.distill.teachers import LiveTeacher
+from fewfold.distill.teachers import check_cacheable, move
+from fewfold.distill.tokens import TokenisedTexts
 from fewfold.measure.modes import evaluating
 
 TEXTS = 2
@@ -43,20 +46,57 @@ def rehearse(
     reading = Reading(data, phases, words, exclude, model)
     for number, phase in enumerate(phases, 1):
         Local(phase, reading.examples.texts, getattr(tokenizer, "source", tokenizer)).rehearse(model, replaced)
-        learned, _ = split_off(reading.tokens(phase), phase)
-        check_data(learned, phase, planned_steps(phase, len(learned)))
+        learned, _ = _learned(reading, phase)
         folder = phase_folder(checkpoints, number)
         if folder is not None:
             refuse_others(folder, work_key(phase, learned.fingerprint()))
-        objective = Objective(phase, model, model).to(next(model.parameters()).device)
-        masking = BatchMasking.of(phase, words)
-        batch = learned.batch(list(range(min(TEXTS, len(learned)))))
-        batch = batch if masking is None else masking(batch, 1)
-        batch = {name: tensor.to(next(model.parameters()).device) for name, tensor in batch.items()}
-        with evaluating(model), torch.no_grad():
-            objective.prepare(model, learned.part(range(min(TEXTS, len(learned)))))
-            given = LiveTeacher(model, objective.needs(0))(batch)
-            objective(
-                given, LiveTeacher(model, objective.needs(1))(batch), batch, dict.fromkeys(objective.counts(batch), 1.0)
-            )
+        _try(model, model, learned, phase, words)
     return reading
+
+
+def check_phases(
+    teacher: Any, student: Any, reading: Reading, phases: Sequence[DistillConfig], tokenizer: Any, cached: bool = False
+) -> None:
+    """Find out whether every phase can run, so that none is refused after the ones before it have trained for hours.
+
+    :param tokenizer: of encoder–decoders both vocabularies'.
+    :param cached: whether the teacher's outputs come from a cache.
+    :raises DistillError: for whatever would stop one of them.
+    """
+    if cached:
+        check_cache(phases)
+    replaced = {name for name, module in student.named_modules() if isinstance(module, AssembledLinear)}
+    for phase in phases:
+        local = Local(phase, reading.examples.texts, getattr(tokenizer, "source", tokenizer))
+        local.check(student)
+        local.rehearse(teacher, replaced)
+        learned, _ = _learned(reading, phase)
+        objective, outputs = _try(teacher, student, learned, phase, tokenizer)
+        if cached:
+            check_cacheable(objective.needs(1), outputs)
+
+
+def _learned(reading: Reading, phase: DistillConfig) -> tuple[TokenisedTexts, TokenisedTexts | None]:
+    """The texts that a phase learns on, enough of them, and those that are held out."""
+    learned, held_out = split_off(reading.tokens(phase), phase)
+    check_data(learned, phase, planned_steps(phase, len(learned)))
+    return learned, held_out
+
+
+def _try(
+    teacher: Any, student: Any, learned: TokenisedTexts, phase: DistillConfig, tokenizer: Any
+) -> tuple[Objective, Outputs]:
+    """Work out a phase's losses on a few texts; what the teacher gave for them."""
+    device = next(student.parameters()).device
+    objective = Objective(phase, student, teacher).to(device)
+    masking = BatchMasking.of(phase, tokenizer)
+    batch = learned.batch(list(range(min(TEXTS, len(learned)))))
+    batch = batch if masking is None else masking(batch, 1)
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    move(teacher, device)
+    with evaluating(teacher, student), torch.no_grad():
+        objective.prepare(teacher, learned.part(range(min(TEXTS, len(learned)))))
+        objective.to(device)
+        wanted = run(teacher, batch, objective.needs(1))
+        objective(run(student, batch, objective.needs(0)), wanted, batch, dict.fromkeys(objective.counts(batch), 1.0))
+    return objective, wanted

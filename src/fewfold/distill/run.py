@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -10,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fewfold.distill.checkpoints import last_checkpoint, phase_folder, run_key, work_key
-from fewfold.distill.checks import check_cache, check_data, check_models, vocabularies_of
+from fewfold.distill.checkpoints import drop_incomplete, last_checkpoint, phase_folder, run_key, work_key
+from fewfold.distill.checks import check_models, vocabularies_of
 from fewfold.distill.clock import Clock
 from fewfold.distill.config import DistillConfig
 from fewfold.distill.history import History
@@ -22,6 +23,7 @@ from fewfold.distill.outcome import Outcome
 from fewfold.distill.presets import limited, phases_of
 from fewfold.distill.reading import Reading, held_out_count, planned_steps, split_off
 from fewfold.distill.records import note_recovery
+from fewfold.distill.rehearsal import check_phases
 from fewfold.distill.sketch import TEXTS, sketch
 from fewfold.distill.stacks import is_seq2seq
 from fewfold.distill.teachers import LiveTeacher, Teacher, cached_teacher, move
@@ -68,12 +70,11 @@ def distil(
         tokenizer = vocabularies_of(tokenizer)
     check_models(teacher, student, tokenizer, student_tokenizer)
     maskings = [BatchMasking.of(phase, tokenizer) for phase in phases]
-    if cache_teacher is not None:
-        check_cache(phases)
     if writes and any(maskings):
         raise DistillError("masking is for models of one stack: an encoder–decoder has noise=… in its place")
     reading = reading or Reading(data, phases, tokenizer, exclude, student)
     unpack(student)
+    check_phases(teacher, student, reading, phases, tokenizer, cache_teacher is not None)
     outcome = Outcome(student, environment=environment())
     for number, phase in enumerate(phases, 1):
         tokens = reading.tokens(phase)
@@ -110,7 +111,6 @@ def _phase(
 
     learned, held_out = split_off(tokens, config)
     clock = Clock(planned_steps(config, len(learned)), config.minutes, started)
-    check_data(learned, config, clock.steps)
     objective = Objective(config, student, teacher).to(next(student.parameters()).device)
     first = learned.batch(list(range(min(TEXTS, len(learned)))))
     begun = {
@@ -123,8 +123,10 @@ def _phase(
     with training(teacher, student, config), _folder(checkpoints) as folder:
         key = run_key(config, learned.fingerprint(), _shapes(student))
         rates = rate_factors(student) if config.rates == "by_size" else {}  # before anything has changed it
+        if int(os.environ.get("RANK", "0")) == 0:
+            drop_incomplete(folder)
         found = last_checkpoint(folder, key, begun) if resume else None
-        gains = local.recover(teacher, student) if found is None else {}
+        gains = local.recover(teacher, student, clock.limit) if found is None else {}
         # what is sharded is no plain model any more: a copy is, and its numbers come back
         pupil = Pupil(copy.deepcopy(student) if is_sharded() else student, objective, live)
         trainer = DistillTrainer(pupil, learned, config, clock, folder, masking, rates)
@@ -134,7 +136,8 @@ def _phase(
         if cache is not None:
             sentences_only = not config.hidden and config.of_vectors
             with trainer.args.main_process_first():
-                pupil.teacher = cached_teacher(cache, teacher, objective.needs(1), sentences_only, learned)
+                left = None if clock.limit is None else clock.limit - clock.now()
+                pupil.teacher = cached_teacher(cache, teacher, objective.needs(1), sentences_only, learned, left)
         marks = {"key": key, "work": work_key(config, learned.fingerprint()), "sketches": begun}
         watch = Watch(trainer, marks, held_out, live, saves=checkpoints is not None)
         watch.history.local = gains

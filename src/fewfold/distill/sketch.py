@@ -50,4 +50,6 @@ def is_near(first: Sequence[float], second: Sequence[float]) -> bool:
 def _kept(outputs: Outputs) -> Iterator[Tensor]:
     if outputs.encoder is not None:
         yield from _kept(outputs.encoder)
-    yield from (part for part in (outputs.last, outputs.logits, *outputs.hidden[-1:]) if part is not None)
+    yield from (
+        part for part in (outputs.last, outputs.logits, outputs.spans, *outputs.hidden[-1:]) if part is not None
+    )

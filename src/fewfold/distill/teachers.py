@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +20,8 @@ from fewfold.distill.outputs import Needs, Outputs, run
 from fewfold.distill.tokens import TokenisedTexts
 from fewfold.errors import DistillError
 from fewfold.progress import track
+
+SURE_AFTER = 5.0  # seconds of running the teacher
 
 
 class Teacher(Protocol):
@@ -72,12 +76,10 @@ class CachedTeacher:
         return Outputs(**found)
 
 
-def cached_teacher(
-    folder: str | os.PathLike[str], model: Any, needs: Needs, sentences_only: bool, tokens: TokenisedTexts
-) -> CachedTeacher:
-    """Read the cache of these texts, or run the teacher over them once and write it.
+def check_cacheable(needs: Needs, outputs: Outputs) -> None:
+    """Whether a cache keeps what is asked of a teacher.
 
-    :param sentences_only: sentence vectors are enough, whole hidden states are not asked for.
+    :param outputs: what it gave for a few texts.
     :raises DistillError: if a loss asks for what is not kept.
     """
     if needs.encoder is not None:
@@ -87,21 +89,43 @@ def cached_teacher(
             "cache_teacher keeps last hidden states, sentence vectors and logits of classes; leave the losses on "
             "other layers and on attention out, or the cache"
         )
+    if needs.logits and (outputs.logits is None or outputs.logits.dim() != 2):
+        raise DistillError(
+            "cache_teacher keeps logits of classes, and this teacher gives some for every token: leave out the cache"
+        )
+
+
+def cached_teacher(
+    folder: str | os.PathLike[str],
+    model: Any,
+    needs: Needs,
+    sentences_only: bool,
+    tokens: TokenisedTexts,
+    seconds: float | None = None,
+) -> CachedTeacher:
+    """Read the cache of these texts, or run the teacher over them once and write it.
+
+    :param sentences_only: sentence vectors are enough, whole hidden states are not asked for.
+    :param seconds: that may be spent on it; None for any.
+    :raises DistillError: if there is no room for it, or no time.
+    """
     names = (["sentence" if sentences_only else "last"] if needs.last else []) + (["logits"] if needs.logits else [])
     key = f"{model_fingerprint(model)}-{tokens.fingerprint()}-{'-'.join(names)}"
     place = Path(folder) / key
     if not place.is_dir():
-        _write(place, LiveTeacher(model, needs), names, tokens)
+        _write(place, LiveTeacher(model, needs), names, tokens, seconds)
     return CachedTeacher({name: np.load(place / f"{name}.npy", mmap_mode="r") for name in names}, tokens)
 
 
-def _write(place: Path, teacher: LiveTeacher, names: list[str], tokens: TokenisedTexts) -> None:
+def _write(
+    place: Path, teacher: LiveTeacher, names: list[str], tokens: TokenisedTexts, seconds: float | None = None
+) -> None:
     """Put a complete cache into its place; where another run was faster, its cache stays."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".partial-") as partial:
         made = Path(partial) / place.name
         made.mkdir()
-        _fill(made, teacher, names, tokens)
+        _fill(made, teacher, names, tokens, seconds)
         try:
             os.replace(made, place)
         except OSError:
@@ -109,8 +133,19 @@ def _write(place: Path, teacher: LiveTeacher, names: list[str], tokens: Tokenise
                 raise
 
 
-def _fill(folder: Path, teacher: LiveTeacher, names: list[str], tokens: TokenisedTexts, batch_size: int = 64) -> None:
-    """Run the teacher over all texts and write down what it gives, an array a name."""
+def _fill(
+    folder: Path,
+    teacher: LiveTeacher,
+    names: list[str],
+    tokens: TokenisedTexts,
+    seconds: float | None = None,
+    batch_size: int = 64,
+) -> None:
+    """Run the teacher over all texts and write down what it gives, an array a name.
+
+    :raises DistillError: as soon as it is known that there is no room for all, or no time.
+    """
+    begun, read = time.perf_counter(), 0
     order = np.argsort(tokens.lengths, kind="stable")
     arrays: dict[str, np.ndarray] = {}
     device = next(teacher.model.parameters()).device
@@ -118,12 +153,16 @@ def _fill(folder: Path, teacher: LiveTeacher, names: list[str], tokens: Tokenise
         places = order[start : start + batch_size].tolist()
         batch = {name: tensor.to(device) for name, tensor in tokens.batch(places).items()}
         outputs, mask = teacher(batch), batch["attention_mask"].bool()
-        for name in names:
-            values = _values(name, outputs, mask)
-            if name not in arrays:
-                rows = int(tokens.offsets[-1]) if name == "last" else len(tokens)
-                shape = (rows, values.shape[-1])
+        given = {name: _values(name, outputs, mask) for name in names}
+        if not arrays:
+            rows = {name: int(tokens.offsets[-1]) if name == "last" else len(tokens) for name in names}
+            _check_room(folder, sum(2 * rows[name] * values.shape[-1] for name, values in given.items()))
+            for name, values in given.items():
+                shape = (rows[name], values.shape[-1])
                 arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, shape)
+        read += int(mask.sum())
+        _check_time(time.perf_counter() - begun, read / int(tokens.offsets[-1]), seconds)
+        for name, values in given.items():
             numbers = values.half().cpu().numpy()
             if name == "last":
                 spots = [np.arange(tokens.offsets[p], tokens.offsets[p + 1]) for p in places]
@@ -134,10 +173,27 @@ def _fill(folder: Path, teacher: LiveTeacher, names: list[str], tokens: Tokenise
         array.flush()  # type: ignore[attr-defined]
 
 
+def _check_room(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise DistillError(
+            f"cache_teacher would write {size / 1e9:,.1f} GB and {folder.parent.parent} has {free / 1e9:,.1f} GB left: "
+            "give fewer texts or another folder, or leave it out"
+        )
+
+
+def _check_time(spent: float, share: float, seconds: float | None) -> None:
+    """Whether a pass of which this share is done ends in time; short looks tell little."""
+    if seconds is not None and spent > min(SURE_AFTER, seconds) and spent / share > seconds:
+        raise DistillError(
+            f"cache_teacher: running the teacher over all texts takes about {spent / share / 60:,.3g} minutes, and "
+            f"{seconds / 60:,.3g} are left for everything: give fewer texts or more minutes, or leave it out"
+        )
+
+
 def _values(name: str, outputs: Outputs, mask: Tensor) -> Tensor:
     if name == "logits":
-        if outputs.logits is None or outputs.logits.dim() != 2:
-            raise DistillError("cache_teacher keeps logits of classes, and this teacher gives some for every token")
+        assert outputs.logits is not None
         return outputs.logits
     assert outputs.last is not None
     return outputs.last[mask] if name == "last" else mean_pooled(outputs.last, mask)

@@ -18,6 +18,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from fewfold.distill.batches import GroupedBatches
 from fewfold.distill.bert_adam import BertAdam
+from fewfold.distill.checkpoints import newest
 from fewfold.distill.checks import check_parts
 from fewfold.distill.clock import Clock, rate_factor
 from fewfold.distill.config import DistillConfig
@@ -120,8 +121,8 @@ class DistillTrainer(ExactCheckpoints):
 
     def trouble(self, what: str, values: Any) -> str:
         """An error's text: what is no number, at which step, and where the last good state is."""
-        kept = sorted(Path(str(self.args.output_dir)).glob("checkpoint-*"), key=os.path.getmtime)
-        good = f"the last good checkpoint is {kept[-1]}" if kept and self.args.save_total_limit else "no checkpoint yet"
+        kept = newest(Path(str(self.args.output_dir)))
+        good = "no checkpoint yet" if kept is None else f"the last good checkpoint is {kept}"
         return (
             f"{what} is no finite number at step {self.state.global_step + 1} ({values}); {good}. Lower "
             f"learning_rate={self.config.learning_rate:g}, or clip gradients more than clip={self.config.clip:g}"

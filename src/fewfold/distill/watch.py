@@ -106,7 +106,8 @@ class Watch(TrainerCallback):
             self.history.stopped, over = "no gain", True
         elif over:
             self.history.stopped = "steps" if clock.steps is not None and step >= clock.steps else "time"
-        if self.saves and (over or clock.seen - self.saved >= 60 * config.checkpoint_minutes):
+        fitted = step == 1 and bool(self.history.local)  # what took minutes before the first step is safe
+        if self.saves and (over or fitted or clock.seen - self.saved >= 60 * config.checkpoint_minutes):
             self.saved, self.save_start = clock.seen, time.perf_counter()
             self.history.seconds = clock.now()
             control.should_save = True

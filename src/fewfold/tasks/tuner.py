@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -82,6 +83,7 @@ class Tuner(ExactCheckpoints):
         :return: Steps, those of runs before counted.
         :raises TaskError: If the loss is no number, or the checkpoints are another run's.
         """
+        _drop_incomplete(Path(str(self.args.output_dir)))
         found = _newest(Path(str(self.args.output_dir)))
         if found is not None:
             state = json.loads((found / STATE).read_text(encoding="utf-8"))
@@ -128,6 +130,13 @@ class Tuner(ExactCheckpoints):
                 f"the loss became {loss} by step {step}: lower learning_rate={self.settings.learning_rate}"
                 + (" or leave bf16 out" if self.settings.bf16 else "")
             )
+
+
+def _drop_incomplete(folder: Path) -> None:
+    """Remove checkpoints that a kill cut short: where old ones make room for new ones, they would be counted."""
+    for path in folder.glob("checkpoint-*"):
+        if not (path / STATE).is_file():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _newest(folder: Path) -> Path | None:
