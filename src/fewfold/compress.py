@@ -23,6 +23,7 @@ from fewfold.checkpoint.rebuild import present, record_of, ties_of
 from fewfold.checkpoint.structure import StoreRecord, Structure
 from fewfold.distill.presets import planned
 from fewfold.distill.recovery import Recovery, prepare
+from fewfold.errors import FewfoldWarning
 from fewfold.fitting import Fitter
 from fewfold.measure.latency import latency
 from fewfold.methods.base import Unit
@@ -99,6 +100,7 @@ def compress(
         warnings.warn(
             f"no calibration data: {len(asking)} targets are fitted to their weights alone, which keeps much less "
             "quality; pass calibration=texts and tokenizer=tokenizer",
+            FewfoldWarning,
             stacklevel=2,
         )
     elif asking:
@@ -195,6 +197,7 @@ def _statistics(
         warnings.warn(
             f"output metrics of {len(targets)} targets would take {needed / 1e9:.0f} GB: fitting "
             "on the inputs alone. Compress in parts (layers='0-7', …) to keep them",
+            FewfoldWarning,
             stacklevel=3,
         )
         gradients = False
@@ -286,6 +289,7 @@ def _outcome(model: nn.Module, reached: Reached) -> dict[str, Any]:
             warnings.warn(
                 f"budget {reached.budget.text!r}: the finished model takes {timing.median:.2f} ms; the machine was "
                 "busy, or the rest of the model weighs more than was measured. Ask for less, or measure again",
+                FewfoldWarning,
                 stacklevel=4,
             )
     return record

@@ -1,4 +1,8 @@
-"""The errors that fewfold raises. Each message names what was wrong, where, and what to do."""
+"""The errors that fewfold raises, and its warnings. Each message names what was wrong, where, and what to do."""
+
+
+class FewfoldWarning(UserWarning):
+    """What comes out may be less than was meant."""
 
 
 class FewfoldError(ValueError):

@@ -5,21 +5,36 @@ from __future__ import annotations
 import json
 import shutil
 import time
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from fewfold_cli import texts
-from fewfold_cli.console import AsJson, Force, Fresh, Verbose, count, megabytes, out, print_json, table, warn, working
+from fewfold_cli.console import AsJson, Force, Fresh, Verbose, count, megabytes, out, print_json, table, working
 from fewfold_cli.distill import show_recovery
 from fewfold_cli.files import check_output, loadable, model_files, tokenizer_of
 
+AS_EVER = "as ever"  # --recover without a value
 EXAMPLE = (
     "Example: fewfold compress ./all-MiniLM-L6-v2 ./small --recipe low-rank-int8 "
     '--budget "parameters=1/4 of linears" --calibration texts.txt'
 )
+
+
+class Compress(TyperCommand):
+    """A command whose option --recover may stand without a value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As ever, with the value that a bare option stands for."""
+        filled = []
+        for place, argument in enumerate(args):
+            filled.append(argument)
+            following = args[place + 1 : place + 2]
+            if argument == "--recover" and (not following or following[0].startswith("-")):
+                filled.append(AS_EVER)
+        return super().parse_args(ctx, filled)
 
 
 def compress(
@@ -44,7 +59,9 @@ def compress(
     recover: Annotated[
         str | None,
         typer.Option(
-            help="Distil from MODEL afterwards: '20min', '300 steps', a preset or .yaml of `fewfold distill`."
+            help="Distil from MODEL afterwards: '20min', '300 steps', a preset or .yaml of `fewfold distill`; without "
+            "a value as the recipe says, else one pass over the texts.",
+            metavar="[HOW]",
         ),
     ] = None,
     recover_data: Annotated[
@@ -66,7 +83,7 @@ def compress(
 
     OUT then loads as MODEL did, through AutoModel.from_pretrained or SentenceTransformer, after `import fewfold`.
     """
-    with working(verbose), model_files(model) as files:
+    with working(verbose, told), model_files(model) as files:
         import fewfold
         from fewfold.distill.records import keep_history
         from fewfold.distill.recovery import Recovery
@@ -80,6 +97,8 @@ def compress(
         with step("loading"):
             loaded = fewfold.load(loadable(model, files))
             tokenizer = tokenizer_of(files) if calibrating or recover_data else None
+        if recover == AS_EVER:
+            recover = None if steps.recover else "general"
         recovery = None
         if recover is None and not steps.recover and (recover_data or exclude):
             option = "--recover-data" if recover_data else "--exclude"
@@ -92,27 +111,15 @@ def compress(
             recovery = Recovery(learning, texts.excluded(exclude or []), work, learned)
         before = {"parameters": unique_parameters(loaded), "bytes": stored_bytes(loaded)}
         start = time.perf_counter()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            fewfold.compress(
-                loaded,
-                steps,
-                budget=budget,
-                calibration=calibrating,
-                tokenizer=tokenizer,
-                fit=fit,
-                seed=seed,
-                max_length=max_length,
-                calibration_name=name,
-                recover=recover,
-                recovery=recovery,
-            )
+        fewfold.compress(
+            loaded, steps, budget=budget, calibration=calibrating, tokenizer=tokenizer, fit=fit, seed=seed,
+            max_length=max_length, calibration_name=name, recover=recover, recovery=recovery,
+        )  # fmt: skip
         seconds = time.perf_counter() - start
         with step("saving"):
             fewfold.save(loaded, output, source=files)
             if recovery is not None and recovery.folder is not None:
                 keep_history(recovery.folder, output)
-        _pass_on(caught)
         result = {
             "folder": str(output),
             "seconds": seconds,
@@ -128,17 +135,14 @@ def compress(
             _show(result, type(loaded).__name__)
 
 
-def _pass_on(caught: list[warnings.WarningMessage]) -> None:
-    for warning in caught:
-        if not issubclass(warning.category, UserWarning) or issubclass(warning.category, DeprecationWarning):
-            continue
-        message = str(warning.message)
-        if message.startswith("no calibration data"):
-            message = (
-                "no --calibration: fitted to the weights alone, which keeps much less quality. Give texts like "
-                f"those the model will see, or --calibration {texts.MANUAL}"
-            )
-        warn(message)
+def told(message: str) -> str:
+    """A warning in the command's own words."""
+    if not message.startswith("no calibration data"):
+        return message
+    return (
+        "no --calibration: fitted to the weights alone, which keeps much less quality. Give texts like those the model "
+        f"will see, or --calibration {texts.MANUAL}"
+    )
 
 
 def _show(result: dict[str, Any], architecture: str) -> None:

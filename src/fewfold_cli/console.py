@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -49,13 +49,22 @@ def warn(message: str) -> None:
     err().print(f"[yellow]warning:[/yellow] {escape(message)}")
 
 
+def as_it_is(message: str) -> str:
+    """A warning as the library says it."""
+    return message
+
+
 @contextmanager
-def working(verbose: bool) -> Iterator[None]:
-    """Run a command's work: silence other libraries, and turn expected errors into one message and exit code 1."""
+def working(verbose: bool, told: Callable[[str], str] = as_it_is) -> Iterator[None]:
+    """Run a command's work: silence other libraries, and turn expected errors into one message and exit code 1.
+
+    :param told: puts a warning of ours into the command's words.
+    """
     if not verbose:
         _hush()
     try:
-        yield
+        with _warning(told):
+            yield
     except KeyboardInterrupt:
         err().print("interrupted; nothing was left half-written")
         raise typer.Exit(130) from None
@@ -66,6 +75,27 @@ def working(verbose: bool) -> Iterator[None]:
         if verbose:
             err().print_exception()
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def _warning(told: Callable[[str], str]) -> Iterator[None]:
+    """Show our own warnings as they come, each once; others as Python does."""
+    from fewfold.errors import FewfoldWarning
+
+    with warnings.catch_warnings():
+        shown, others = set[str](), warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *place: Any, **options: Any) -> None:
+            if not issubclass(category, FewfoldWarning):
+                return others(message, category, *place, **options)
+            text = told(str(message))
+            if text not in shown:
+                shown.add(text)
+                warn(text)
+
+        warnings.simplefilter("always", FewfoldWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _is_expected(error: Exception) -> bool:

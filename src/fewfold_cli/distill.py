@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fewfold_cli import texts
-from fewfold_cli.console import AsJson, Force, Fresh, Verbose, err, out, print_json, table, warn, working
+from fewfold_cli.console import AsJson, Force, Fresh, Verbose, err, out, print_json, table, working
 from fewfold_cli.files import check_output, loadable, model_files, tokenizer_of
 
 EXAMPLE = "Example: fewfold distill ./all-MiniLM-L6-v2 ./small --data texts.txt --out ./recovered --minutes 20"
@@ -69,16 +68,11 @@ def distill(
         with step("loading"):
             dense, small = fewfold.load(loadable(teacher, dense_files)), fewfold.load(loadable(student, files))
             tokenizer, own = tokenizer_of(dense_files), tokenizer_of(files)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            fewfold.distill(
-                dense, small, rows, config=phases, tokenizer=tokenizer, student_tokenizer=own, out=output,
-                minutes=minutes, steps=steps, exclude=held_out, cache_teacher=cache_teacher, resume=not fresh,
-                source=files, data_name=name,
-            )  # fmt: skip
-        for warning in caught:
-            if issubclass(warning.category, UserWarning) and "texts" in str(warning.message):
-                warn(str(warning.message))
+        fewfold.distill(
+            dense, small, rows, config=phases, tokenizer=tokenizer, student_tokenizer=own, out=output,
+            minutes=minutes, steps=steps, exclude=held_out, cache_teacher=cache_teacher, resume=not fresh,
+            source=files, data_name=name,
+        )  # fmt: skip
         if is_main_process():
             _show(output, as_json)
 

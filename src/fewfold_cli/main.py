@@ -49,7 +49,7 @@ def _root(
     pass
 
 
-app.command("compress", epilog=compress.EXAMPLE)(compress.compress)
+app.command("compress", cls=compress.Compress, epilog=compress.EXAMPLE)(compress.compress)
 app.command("distill", epilog=distill.EXAMPLE)(distill.distill)
 app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command("measure", epilog=measure.EXAMPLE)(measure.measure)

@@ -268,7 +268,7 @@ def test_answers_places_are_learned_from_the_teachers():
     assert float(found) > 1e-4
     with pytest.raises(DistillError, match="take kind='kl'"):
         losses_of({"hidden": [], "logits": {"kind": "soft_cross_entropy"}}, teacher, student)
-    with pytest.raises(DistillError, match="leave labels out"):
+    with pytest.raises(DistillError, match="from such a teacher's alone, without labels"):
         losses_of({"hidden": [], "labels": {}}, teacher, student)
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewfold.calibration.statistics import Moments, Statistics
+from fewfold.errors import FewfoldWarning
 from fewfold.training.identity import config_of
 
 VERSION = "3"
@@ -49,6 +50,7 @@ def kept_if_possible(partial: Path) -> Iterator[None]:
         warnings.warn(
             f"{partial.parent} cannot be written ({error}): a second try will start anew. Name another folder in "
             "FEWFOLD_CACHE",
+            FewfoldWarning,
             stacklevel=4,
         )
         with suppress(OSError):

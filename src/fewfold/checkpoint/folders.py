@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
-from fewfold.errors import CheckpointError
+from fewfold.errors import CheckpointError, FewfoldWarning
 
 WEIGHTS = (
     "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.h5", "*.msgpack", "*.ot", "*.pt",
@@ -113,6 +113,7 @@ def copy_side_files(source: Path, folder: Path) -> None:
         warnings.warn(
             f"source={str(source)!r} is no folder: no tokenizer, pooling or card is copied. Give the folder that the "
             "model came from, or tokenizer=",
+            FewfoldWarning,
             stacklevel=3,
         )
         return

@@ -12,7 +12,7 @@ from torch import nn
 from fewfold.distill.config import DistillConfig
 from fewfold.distill.stacks import is_seq2seq
 from fewfold.distill.tokens import TokenisedTexts
-from fewfold.errors import DistillError
+from fewfold.errors import DistillError, FewfoldWarning
 
 AT_ONCE = "fewfold_mask_predict"  # the family whose decoder does not go token by token
 PROBE = "The Cat, naïve Ångström 1,234!"  # tokenizers that share their tokens may still differ in case and accents
@@ -136,7 +136,9 @@ def check_data(tokens: TokenisedTexts, config: DistillConfig, steps: int | None)
     if steps is not None and steps * config.batch_size > REPEATS * len(tokens):
         passes = steps * config.batch_size / len(tokens)
         warnings.warn(
-            f"{steps} steps read each of {len(tokens)} texts {passes:.0f} times: give more text", stacklevel=3
+            f"{steps} steps read each of {len(tokens)} texts {passes:.0f} times: give more text",
+            FewfoldWarning,
+            stacklevel=3,
         )
 
 

@@ -25,7 +25,7 @@ from fewfold.calibration.statistics import Drift
 from fewfold.calibration.streams import CannotStream, Streams, find_stacks
 from fewfold.checkpoint.config import structure_of
 from fewfold.distill.config import DistillConfig
-from fewfold.errors import DistillError
+from fewfold.errors import DistillError, FewfoldWarning
 from fewfold.fitting import round_leaves
 from fewfold.measure.modes import evaluating
 from fewfold.progress import track
@@ -144,6 +144,7 @@ def local_recover(
                         warnings.warn(
                             f"local recovery was given {seconds:.0f} s, and {len(targets) - len(gains)} of "
                             f"{len(targets)} linears were not reached: give more minutes, or fewer local_steps",
+                            FewfoldWarning,
                             stacklevel=2,
                         )
                         return gains

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from fewfold.errors import FewfoldWarning
+
 _GAIN_ROUNDS = 12
 
 
@@ -83,6 +85,7 @@ def warn_of_slow_bf16(wanted: bool) -> None:
         warnings.warn(
             f"bf16 on {cpu_name()}: this processor multiplies matrices in bfloat16 at {bf16_gain():.1f} times the "
             "speed of fp32; leave bf16 out here",
+            FewfoldWarning,
             stacklevel=3,
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewfold.errors import CheckpointError
+from fewfold.errors import CheckpointError, FewfoldWarning
 from fewfold.stored.kept import Kept
 from fewfold.stored.stages import StageSpec, integer_bits, pack_integers, packed_integers_length, unpack_integers
 
@@ -147,6 +147,7 @@ class CodedState(Kept, nn.Module):
             warnings.warn(
                 f"{full_name}: {equal} of {len(values)} rows have the codes of an earlier row and will always equal "
                 "it; codes that are drawn today all differ, so train the model anew where these words matter",
+                FewfoldWarning,
                 stacklevel=2,
             )
         return values.to(self._dtype(name))

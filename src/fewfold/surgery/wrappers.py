@@ -7,7 +7,7 @@ import warnings
 from torch import nn
 from transformers import PreTrainedModel
 
-from fewfold.errors import ModelError
+from fewfold.errors import FewfoldWarning, ModelError
 
 
 def inner_model(model: nn.Module) -> nn.Module:
@@ -32,6 +32,7 @@ def inner_model(model: nn.Module) -> nn.Module:
         f"{type(model).__name__} is no transformers model, so what it becomes is not saved with it; "
         f"{'each of those' if len(inside) > 1 else 'the one'} that it holds can be compressed and saved by itself: "
         f"{named}",
+        FewfoldWarning,
         stacklevel=3,
     )
     return model

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fewfold.assembled import Assembled
 from fewfold.calibration.statistics import Statistics
-from fewfold.errors import RecipeError, TargetError
+from fewfold.errors import FewfoldWarning, RecipeError, TargetError
 from fewfold.methods.base import Cost, Method, MethodConfig, Records, Unit
 from fewfold.methods.embedding_sharing.config import EmbeddingSharing
 from fewfold.methods.embedding_sharing.modules import CarvedLinear, CarvedTable, store_of
@@ -66,6 +66,7 @@ class EmbeddingSharingMethod(Method):
             warnings.warn(
                 f"{unit.targets[0].name} is frozen, and {unit.targets[1].name} and the others are carved out of it: "
                 "its fresh numbers are trained, and freezing them would freeze those weights too",
+                FewfoldWarning,
                 stacklevel=4,
             )
 
