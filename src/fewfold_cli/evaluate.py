@@ -20,6 +20,7 @@ BELONGS = {
     "--stride": "--task squad and perplexity", "--beams": "translation and captions",
 }  # fmt: skip
 NEIGHBOURS = 10
+WIKITEXT = {f"wikitext2-{split}": split for split in ("train", "valid", "test")}
 EXAMPLE = (
     "Example: fewfold evaluate ./small --task sst2 --finetune --seeds 3 --limit 10000 --out sst2.json, "
     "or as it is: fewfold evaluate ./small --task stsb, "
@@ -68,7 +69,10 @@ def evaluate(
         ),
     ] = None,
     beams: Annotated[int, typer.Option(min=1, help="Of translation and captions: beams; 1 is greedy.")] = 1,
-    text: Annotated[Path | None, typer.Option(help="A text file (.txt, also packed as .gz or .xz).")] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help=f"A text file (.txt, also packed as .gz or .xz), or {', '.join(WIKITEXT)}."),
+    ] = None,
     against: Annotated[Path | None, typer.Option("--against", "-a", help="Model to compare neighbours with.")] = None,
     output: Annotated[
         Path | None,
@@ -170,6 +174,7 @@ def _on_text(
     import fewfold
     from fewfold.measure.environment import environment
     from fewfold.tasks.perplexity import perplexity
+    from fewfold.tasks.probe import count_tokens
     from fewfold.tasks.result import describe
 
     start = time.perf_counter()
@@ -180,15 +185,19 @@ def _on_text(
         measured = perplexity(model, tokenizer, lines, max_length or 512, stride, limit).to_dict()
         metrics = {name: measured.pop(name) for name in ("perplexity", "word_perplexity")}
         data: dict[str, Any] = {"source": text.name, **measured}
+        settings, tokens = {"max_length": max_length or 512, "stride": stride, "eval_limit": limit}, data["tokens"]
     else:
         length = max_length or 128
         if against is None:
             raise fewfold.TaskError("--task neighbours needs --against DIR, the model to compare with")
         lines = list(dict.fromkeys(line for line in lines if line.strip()))[:limit]
         if len(lines) < 11:
-            raise fewfold.TaskError(f"--text {text} holds {len(lines)} distinct lines; ten neighbours need at least 11")
+            holds = f"--text {text} holds" if limit is None or len(lines) < limit else f"--eval-limit {limit} leaves"
+            raise fewfold.TaskError(f"{holds} {len(lines)} distinct lines; ten neighbours need at least 11")
         metrics = _nearness(model, tokenizer, existing_model(against), lines, length)
         data = {"source": text.name, "texts": len(lines), "against": str(against), "max_length": length}
+        settings = {"max_length": length, "eval_limit": limit}
+        tokens = count_tokens(tokenizer, lines, length)
     return {
         "folder": str(folder),
         "task": task,
@@ -199,6 +208,9 @@ def _on_text(
         },
         "model": describe(model),
         "data": data,
+        "settings": settings,
+        "seed": None,  # nothing is drawn
+        "tokens": tokens,
         "minutes": (time.perf_counter() - start) / 60,
         "environment": environment(),
     }
@@ -222,8 +234,10 @@ def _nearness(model: Any, tokenizer: Any, against: Path, lines: list[str], lengt
 def _lines(text: Path) -> list[str]:
     """The lines of a text file; a missing one is an error of the system's."""
     import fewfold
-    from fewfold.tasks.data import lines
+    from fewfold.tasks.data import lines, wikitext2
 
+    if str(text) in WIKITEXT and not text.exists():
+        return wikitext2(WIKITEXT[str(text)])
     try:
         return lines(text.expanduser())
     except UnicodeDecodeError as error:
@@ -260,7 +274,7 @@ def _show(result: dict[str, Any], written: list[Path]) -> None:
 
 def _how(result: dict[str, Any]) -> str:
     """How the figures came about, for the line above the table."""
-    if "settings" not in result:
+    if "runs" not in result:
         data = result["data"]
         return f" on {data['source']}" + (
             f", {data['kind']} model, {data['tokens']:,} tokens" if "kind" in data else ""

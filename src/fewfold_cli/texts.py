@@ -144,11 +144,19 @@ def _objects(lines: list[str], source: str, option: str) -> list[dict[str, Any]]
 
 
 def excluded(sources: list[str]) -> list[str]:
-    """Read evaluation sentences: files as of :func:`calibration_texts`, or a task's by the name ``TASK-dev``."""
+    """Read evaluation sentences: files as of :func:`calibration_texts`, or a task's by the name ``TASK-dev``.
+
+    :raises CalibrationError: if there is no such file or name, or nothing in it.
+    """
+    from fewfold import CalibrationError
+
     found: list[str] = []
     for source in sources:
         task = source.removesuffix(DEV) if source.endswith(DEV) and not Path(source).exists() else ""
-        found += _judged_on(task) or calibration_texts(source, "--exclude")[0]
+        judged = _judged_on(task)
+        if not judged and source not in (*NAMED, MANUAL) and not Path(source).expanduser().is_file():
+            raise CalibrationError(f"--exclude {source}: no such file; give a text file, or {EVALUATED}")
+        found += judged or calibration_texts(source, "--exclude")[0]
     return found
 
 
@@ -158,7 +166,8 @@ def _judged_on(task: str) -> list[str]:
     from fewfold.tasks.squad import read_squad
 
     if task == "squad":
-        return list(dict.fromkeys(question.question for question in read_squad("dev").questions))
+        found = read_squad("dev").questions
+        return list(dict.fromkeys(text for one in found for text in (one.question, one.context)))
     splits = [read_glue(task, split) for split in GLUE[task].dev] if task in GLUE else []
     texts = (text for split in splits for one in split.examples for text in (one.first, one.second) if text)
     return list(dict.fromkeys(texts))

@@ -144,6 +144,41 @@ def test_compress_recovers_in_one_command(run, encoder, texts, tmp_path, monkeyp
     assert [record["steps"] for record in structure.provenance["recoveries"]] == [10]
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_recovery_without_a_value(own, run, encoder, texts, tmp_path):
+    """As the recipe says, else one pass over the texts; a limit is that of the recipe's own recovery."""
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    recovery = "recover: {hidden: {layers: last}, batch_size: 4, name: mine}\n" if own else ""
+    recipe.write_text(f"methods:\n- method: low_rank\n  rank: 4\n{recovery}")
+    found = {}
+    for name, options in {"bare": ["--recover", "--json"], "last": ["--json", "--recover"]}.items():
+        result = run("compress", encoder, out / name, "-r", recipe, "-c", texts, *options)
+        assert result.code == 0, result.err
+        found[name] = json.loads((out / name / "distill.json").read_text())["phases"]
+    assert [phase["config"]["name"] for phase in found["bare"]] == ["mine" if own else "general"]
+    assert found["bare"][0]["steps"] == found["last"][0]["steps"] > 1
+    limited = run("compress", encoder, out / "limited", "-r", recipe, "-c", texts, "--recover", "3 steps", "--json")
+    (phase,) = json.loads(limited.out)["recovery"]["phases"]
+    assert (phase["config"]["name"], phase["steps"]) == ("mine" if own else "general", 3)
+
+
+def test_a_recovery_keeps_to_its_time(run, encoder, texts, tmp_path):
+    options = ["-r", "low-rank", "-b", "parameters=1/2 of linears", "-c", texts, "--recover", "2s", "--json"]
+    result = run("compress", encoder, tmp_path / "out", *options)
+    (phase,) = json.loads(result.out)["recovery"]["phases"]
+    assert phase["stopped"] == "time"
+    assert phase["seconds"] < 4
+
+
+def test_warnings_are_shown_once(run, encoder, small, texts, tmp_path):
+    config = tmp_path / "mine.yaml"
+    phase = "{hidden: {layers: last}, batch_size: 32, steps: 99999, minutes: 0.001, validation: 0}"
+    config.write_text(f"phases:\n- {phase}\n- {phase}\n")
+    result = run("distill", encoder, small.folder, "--data", texts, "--out", tmp_path / "out", "--config", config)
+    assert result.code == 0, result.err
+    assert " ".join(result.err.split()).count("times: give more text") == 1
+
+
 def test_compress_says_what_recovery_did_and_starts_anew(run, encoder, texts, tmp_path, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt

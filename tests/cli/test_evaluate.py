@@ -1,5 +1,6 @@
 """fewfold evaluate."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 import fewfold
 from fewfold.measure.fidelity import fidelity, nearest_neighbours, sentence_embeddings
 from fewfold.tasks import FineTuning, evaluate, probe
-from fewfold.tasks.perplexity import masked_perplexity
+from fewfold.tasks.perplexity import masked_perplexity, perplexity
 from fewfold.tasks.tuner import Tuner
 from fewfold_cli import files
 
@@ -111,7 +112,11 @@ def test_neighbours_against_another_model(run, small, encoder, texts):
     expected = fidelity(fewfold.load(encoder), fewfold.load(small.folder), tokenizer, lines, max_length=4)
     assert short["metrics"]["cosine"]["mean"] == pytest.approx(expected.cosine)
     assert short["metrics"]["cosine"]["mean"] != pytest.approx(data["metrics"]["cosine"]["mean"], abs=1e-6)
-    assert short["data"]["max_length"] == 4
+    assert short["data"]["max_length"] == short["settings"]["max_length"] == 4
+    assert short["settings"]["eval_limit"] == 40
+    assert short["tokens"] == sum(min(4, len(row)) for row in tokenizer(lines)["input_ids"])
+    few = run(*arguments, "--eval-limit", 5)
+    assert "--eval-limit 5 leaves 5 distinct lines" in few.err
 
 
 def test_neighbours_against_a_model_of_another_kind(run, encoder, texts, tmp_path):
@@ -163,8 +168,41 @@ def test_perplexity_of_a_text(run, encoder, texts, tmp_path):
     data = json.loads(run(*arguments, "--eval-limit", 30, "--json").out)
     expected = masked_perplexity(fewfold.load(tmp_path / "lm"), tokenizer, texts.read_text().split("\n"), 16, 4, 30)
     assert data["metrics"]["perplexity"]["mean"] == pytest.approx(expected.perplexity)
-    assert data["data"]["tokens"] == 30
+    assert data["data"]["tokens"] == data["tokens"] == 30
+    assert data["settings"] == {"max_length": 16, "stride": 4, "eval_limit": 30}
     assert "masked model" in run(*arguments).out
+
+
+def test_perplexity_of_a_named_text(run, encoder, tmp_path, monkeypatch):
+    from transformers import AutoModelForMaskedLM
+
+    tokenizer, model = AutoTokenizer.from_pretrained(encoder), AutoModelForMaskedLM.from_pretrained(encoder)
+    fewfold.save(model, tmp_path / "lm", tokenizer=tokenizer)
+    lines = ["the cat sees a dog", "", "a small tree in the old house"]
+    (tmp_path / "wikitext-2").mkdir()
+    with gzip.open(tmp_path / "wikitext-2" / "test.txt.gz", "wt") as file:
+        file.write("\n".join(lines))
+    monkeypatch.setenv("FEWFOLD_DATA", str(tmp_path))
+    result = run("evaluate", tmp_path / "lm", "--task", "perplexity", "--text", "wikitext2-test", "--json")
+    expected = perplexity(fewfold.load(tmp_path / "lm"), tokenizer, lines)
+    data = json.loads(result.out)
+    assert data["metrics"]["perplexity"]["mean"] == pytest.approx(expected.perplexity)
+    assert data["data"]["source"] == "wikitext2-test"
+
+
+def test_slow_bf16_is_told_before_training(run, encoder, monkeypatch, tmp_path):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fewfold.measure.environment.bf16_is_slow", lambda: True)
+    monkeypatch.setattr(Tuner, "run", interrupted)
+    (tmp_path / "sst2").mkdir()
+    for split in ("train", "dev"):
+        (tmp_path / "sst2" / f"{split}.tsv").write_text("sentence\tlabel\n" + "a cat\t1\na dog\t0\n" * 20)
+    monkeypatch.setenv("FEWFOLD_DATA", str(tmp_path))
+    result = run("evaluate", encoder, "--task", "sst2", "--finetune", "--bf16")
+    assert result.code == 130
+    assert "leave bf16 out here" in result.err
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,14 @@ def test_what_tasks_judge_on_is_excluded_by_name(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(content)
     assert excluded(["sst2-dev", "rte-dev"]) == ["a cat", "a dog", "one", "two", "three"]
-    with pytest.raises(CalibrationError, match="other-dev: no such file"):
+    paragraphs = [
+        {"context": "A cat.", "qas": [{"question": "Who?", "id": "1", "answers": [{"text": "cat", "answer_start": 2}]}]}
+    ]
+    (tmp_path / "squad").mkdir()
+    (tmp_path / "squad" / "dev-v1.1.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    assert excluded(["squad-dev"]) == ["Who?", "A cat."]
+    assert excluded(["python-manual"])
+    with pytest.raises(CalibrationError, match="other-dev: no such file; give a text file, or stsb-dev, sst2-dev"):
         excluded(["other-dev"])
 
 

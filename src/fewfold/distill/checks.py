@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fewfold.distill.config import DistillConfig
+from fewfold.distill.examples import Examples
 from fewfold.distill.stacks import is_seq2seq
 from fewfold.distill.tokens import TokenisedTexts
 from fewfold.errors import DistillError, FewfoldWarning
@@ -47,7 +48,7 @@ def check_models(teacher: Any, student: Any, tokenizer: Any, student_tokenizer: 
             "one tokenizer"
         )
     if tokenizer is None:
-        raise DistillError("texts need a tokenizer: distill(…, tokenizer=tokenizer)")
+        raise DistillError("texts need a tokenizer: pass tokenizer=…, or save one beside the teacher")
     for side in ("source", "target") if is_seq2seq(student) else ("",):
         own = getattr(tokenizer, side, tokenizer)
         _check_tokenizers(own, getattr(student_tokenizer, side, student_tokenizer))
@@ -154,14 +155,17 @@ def check_parts(batch_size: int, accumulation: int, processes: int) -> None:
         )
 
 
-def check_labels(labels: Sequence[float] | None, student: Any) -> None:
+def check_labels(examples: Examples, student: Any) -> None:
     """Whether labels fit the student's head.
 
-    :raises DistillError: naming the label that does not.
+    :raises DistillError: naming the label that does not, and its text.
     """
     classes = getattr(student.config, "num_labels", 1)
-    if labels is None or classes == 1:
+    if examples.labels is None or classes == 1:
         return
-    wrong = next((label for label in labels if label != int(label) or not 0 <= label < classes), None)
-    if wrong is not None:
-        raise DistillError(f"label {wrong:g} is no class of the student, which has {classes} (0…{classes - 1})")
+    for text, label in zip(examples.texts, examples.labels, strict=True):
+        if label != int(label) or not 0 <= label < classes:
+            raise DistillError(
+                f"label {label:g} of {text[:40]!r} is no class of the student, which has {classes} (0…{classes - 1}): "
+                "number classes from 0, or load both models with num_labels=…"
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,13 @@ class Needs:
     encoder: Needs | None = None
     sparse: bool = False
 
+    @property
+    def nothing(self) -> bool:
+        """Whether no loss asks for anything."""
+        return self == Needs(sparse=self.sparse) or (
+            self.encoder is not None and self.encoder.nothing and replace(self, encoder=None).nothing
+        )
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -65,7 +72,9 @@ class Outputs:
 
 
 def run(model: Any, batch: Mapping[str, Tensor], needs: Needs) -> Outputs:
-    """Run ``model`` on a batch of token ids."""
+    """Run ``model`` on a batch of token ids, if anything is asked of it."""
+    if needs.nothing:
+        return Outputs()
     if needs.encoder is not None:
         from fewfold.distill.seq2seq import run_both
 

@@ -30,7 +30,8 @@ class Reading:
         labelled = [phase for phase in phases if phase.masking is None]
         writes = is_seq2seq(model)
         self.examples = read_examples(data, any(phase.labels for phase in labelled), exclude, writes)
-        check_labels(self.examples.labels if labelled else None, model)
+        if labelled:
+            check_labels(self.examples, model)
         self._tokenizer, self._config = tokenizer, model.config
         self._start = decoder_start(model) if writes else None
         self._tokens: dict[tuple[Any, ...], TokenisedTexts] = {}

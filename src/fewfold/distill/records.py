@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewfold.checkpoint.config import structure_of
+from fewfold.checkpoint.folders import write_whole
 from fewfold.distill.outcome import Outcome
 from fewfold.report.curves import loss_plot
 
@@ -17,9 +18,8 @@ FILES = ("distill.json", "distill.png")
 def write_history(outcome: Outcome, folder: Path) -> None:
     """``distill.json`` (config, data, versions, hardware, curves) and ``distill.png`` into an existing folder."""
     content = outcome.to_dict()
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    (folder / FILES[0]).write_text(text, encoding="utf-8")
     loss_plot(content["phases"], folder / FILES[1])
+    write_whole(folder / FILES[0], json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def keep_history(work: Path, folder: Path) -> None:

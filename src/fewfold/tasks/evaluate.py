@@ -103,7 +103,9 @@ def evaluate(
         "resamples": resamples,
         **({"beams": beams} if task in GENERATED else {}),
     }
-    result = TaskResult(task, runs, described, work.data(), settings, (time.perf_counter() - start) / 60)
+    spent = sum(run.judged.seconds + (run.training.seconds if run.training else 0) for run in runs)
+    minutes = max(time.perf_counter() - start, spent) / 60  # what was done before a kill counts
+    result = TaskResult(task, runs, described, work.data(), settings, minutes)
     if predictions is not None:
         result.save_predictions(predictions)
     return result

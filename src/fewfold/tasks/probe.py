@@ -69,7 +69,7 @@ def probe(
     inputs = features(learned)
     with step("fitting the probe"):
         learner.fit(inputs, labels)
-    metrics, records, seconds = {}, [], 0.0
+    metrics, records, seconds, tokens = {}, [], 0.0, 0
     data = {"train": {"source": train.source, "examples": len(learned)}}
     for split in GLUE[task].dev:
         found = read_glue(task, split)
@@ -77,6 +77,7 @@ def probe(
         begun = time.perf_counter()
         predicted = learner.predict(features(examples))
         seconds += time.perf_counter() - begun
+        tokens += count_tokens(tokenizer, _distinct(examples), max_length)
         wanted = np.array([int(example.label) for example in examples])
         ending = f"_{split.removeprefix('dev_')}" if len(GLUE[task].dev) > 1 else ""
         named = scores(GLUE[task].metrics, wanted, predicted, resamples)
@@ -90,16 +91,25 @@ def probe(
         "finetune": None, "probe": {"limit": limit, "strength": strength}, "seeds": [0], "max_length": max_length,
         "batch_size": batch_size, "eval_limit": eval_limit, "resamples": resamples,
     }  # fmt: skip
-    judged = Judged(metrics, records, len(records), len(records), 0, seconds, "probe")
+    judged = Judged(metrics, records, len(records), len(records), tokens, seconds, "probe")
     minutes = (time.perf_counter() - start) / 60
     return TaskResult(task, [Run(0, None, judged)], describe(model), data, settings, minutes)
+
+
+def count_tokens(tokenizer: Any, texts: Sequence[str], max_length: int) -> int:
+    """Tokens that a model reads of these texts, padding left out."""
+    return sum(map(len, tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]))
+
+
+def _distinct(examples: Sequence[Example]) -> list[str]:
+    return list(dict.fromkeys(text for example in examples for text in example[:2] if text is not None))
 
 
 def _features(
     model: nn.Module, tokenizer: Any, examples: Sequence[Example], batch_size: int, max_length: int
 ) -> NDArray:
     """What the regression sees, `(examples, dim)` or of pairs `(examples, 2 · dim)`."""
-    texts = list(dict.fromkeys(text for example in examples for text in example[:2] if text is not None))
+    texts = _distinct(examples)
     place = {text: number for number, text in enumerate(texts)}
     states = mean_states(model, tokenizer, texts, batch_size, max_length).numpy()
     if not np.isfinite(states).all():

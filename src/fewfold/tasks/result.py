@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fewfold.checkpoint.config import structure_of
+from fewfold.checkpoint.folders import write_whole
 from fewfold.measure.environment import environment
 from fewfold.measure.parameters import stored_bytes
 from fewfold.summary import stored_numbers, summary
@@ -49,7 +50,7 @@ class TaskResult:
     :param model: What was judged: class, sizes, recipes and structure in short.
     :param data: Sources and sizes of the splits.
     :param settings: Everything that was chosen: fine-tuning, lengths, batch, limits, resamples.
-    :param minutes: Wall time of it all.
+    :param minutes: Wall time of it all; of an evaluation that was killed and went on, all trainings and judgements.
     :param environment: Versions and hardware.
     """
 
@@ -101,10 +102,8 @@ class TaskResult:
         """
         file = Path(file)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "w", encoding="utf-8") as handle:
-            for run in self.runs:
-                for record in run.judged.predictions:
-                    handle.write(json.dumps({"seed": run.seed, **record}, ensure_ascii=False) + "\n")
+        records = ({"seed": run.seed, **record} for run in self.runs for record in run.judged.predictions)
+        write_whole(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
         return file
 
 
@@ -158,7 +157,7 @@ def write_json(content: Mapping[str, Any], file: str | PathLike[str]) -> Path:
     """
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return file
 
 
