@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from common import Bench
-from recover_texts import recovery_phases
+from recover_texts import recovery_phases, recovery_texts
 
+from fewfold.checkpoint.folders import write_whole
 from fewfold.distill.run import distil
+from fewfold.measure.environment import environment
 
+PACE = Path(__file__).parent / "runs" / "recover.pace.json"  # of the first run
 STEPS, WARM = 80, 20
+
+
+def slowness(bench: Bench) -> float:
+    """How many times as long a training step of the dense model takes here and now as at the first run."""
+    now = seconds_a_step(bench, bench.fresh(), recovery_texts()[:5000])
+    if not PACE.is_file():
+        PACE.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(PACE, json.dumps({"seconds_a_step": now, "environment": environment()}))
+    return now / float(json.loads(PACE.read_text(encoding="utf-8"))["seconds_a_step"])
 
 
 def seconds_a_step(bench: Bench, student: Any, texts: Sequence[str]) -> float:

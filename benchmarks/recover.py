@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from common import Bench, publish, row_of
-from pace import seconds_a_step
+from pace import slowness
 from recover_claims import claims, task_table
 from recover_curves import draw_curves, group_of
-from recover_plans import TEXT, Make, plans
+from recover_plans import TEXT, Plan, plans
 from recover_tasks import JUDGED, SETTINGS, TITLES
 from recover_texts import excluded, recovery_phases, recovery_texts
 
@@ -38,13 +38,11 @@ import fewfold
 from fewfold.calibration.cache import cache_folder
 from fewfold.checkpoint.config import structure_of
 from fewfold.checkpoint.folders import write_whole
-from fewfold.measure.environment import environment
 from fewfold.measure.quality import quality_row
 from fewfold.report.runs import RunRecord, read_run, read_runs, run_file, write_run
 from fewfold.tasks import evaluate
 
 RUNS = Path(__file__).parent / "runs"
-PACE = RUNS / "recover.pace.json"  # of the first run
 WORK = cache_folder().parent / "recover"
 PICTURE = Path(__file__).parent.parent / "docs" / "results" / "recover.png"
 KIND, MODEL, DENSE = "recover", "all-MiniLM-L6-v2", "dense"
@@ -60,14 +58,14 @@ def work(name: str, minutes: float) -> Path:
     return WORK / run_file(KIND, label(name, minutes), ".").stem
 
 
-def recover(bench: Bench, name: str, make: Make, minutes: float, texts: list[str]) -> None:
+def recover(bench: Bench, name: str, plan: Plan, minutes: float, texts: list[str]) -> None:
     """Compress, measure, distil, measure what was saved, and write the record; goes on where a kill ended it."""
     folder = work(name, minutes)
     start, end = folder.with_name(f"{folder.name}.before.json"), folder / "distill.json"
     if not (start.is_file() and end.is_file()):
-        student = make(bench)
+        student = plan(bench)
         if not start.is_file():
-            here = minutes * pace(bench, texts)
+            here = minutes * slowness(bench)
             structure = structure_of(student)
             steps = structure.provenance.get("steps", []) if structure is not None else []
             _keep({"row": _judge(bench, student, name, "before"), "recipe": steps, "here": here}, start)
@@ -82,7 +80,7 @@ def recover(bench: Bench, name: str, make: Make, minutes: float, texts: list[str
     after = _judge(bench, fewfold.load(folder).eval(), name, "after")  # what is kept in few bits is rounded there
     write_run(
         RunRecord(
-            label(name, minutes), KIND, MODEL, recipe=before["recipe"], seed=0,
+            label(name, minutes), KIND, MODEL, recipe=before["recipe"], budget=plan.budget, seed=0,
             data={"calibration": TEXT, "recovery": history["data"]},
             settings={
                 "plan": name, "minutes": minutes, "minutes here": before["here"],
@@ -93,14 +91,6 @@ def recover(bench: Bench, name: str, make: Make, minutes: float, texts: list[str
         ),
         RUNS,
     )  # fmt: skip
-
-
-def pace(bench: Bench, texts: list[str]) -> float:
-    """How many times as long a training step of the dense model takes here and now as at the first run."""
-    now = seconds_a_step(bench, bench.fresh(), texts[:5000])
-    if not PACE.is_file():
-        _keep({"seconds_a_step": now, "environment": environment()}, PACE)
-    return now / float(json.loads(PACE.read_text(encoding="utf-8"))["seconds_a_step"])
 
 
 def _keep(content: dict[str, Any], path: Path) -> None:
@@ -119,7 +109,7 @@ def dense(bench: Bench) -> None:
     """The record that tasks are compared with."""
     row = _judge(bench, bench.model, DENSE, "as it is")
     settings = {"plan": DENSE, "minutes": 0.0}
-    write_run(RunRecord(DENSE, KIND, MODEL, settings=settings, numbers={"after": row}), RUNS)
+    write_run(RunRecord(DENSE, KIND, MODEL, seed=0, settings=settings, numbers={"after": row}), RUNS)
 
 
 def gone(run: RunRecord) -> bool:
@@ -173,7 +163,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--draw", action="store_true")
     options = parser.parse_args()
-    chosen = {name: make for name, make in plans().items() if not options.only or name in options.only}
+    chosen = {name: plan for name, plan in plans().items() if not options.only or name in options.only}
     unknown = set(options.only or ()) - set(chosen)
     if unknown:
         parser.error(f"no run is called {', '.join(sorted(unknown))}; there are: {'; '.join(plans())}")
@@ -190,10 +180,10 @@ def main() -> None:
             if not path.exists():
                 dense(bench)
             finetune(bench, read_run(path))
-        for name, make in chosen.items():
+        for name, plan in chosen.items():
             path = run_file(KIND, label(name, options.minutes), RUNS)
             if not path.exists() or (options.tasks and gone(read_run(path))):
-                recover(bench, name, make, options.minutes, texts)
+                recover(bench, name, plan, options.minutes, texts)
             if options.tasks:
                 finetune(bench, read_run(path))
     draw(bench)

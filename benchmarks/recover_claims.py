@@ -7,6 +7,7 @@ from typing import Any
 
 from common import check, row_of
 from recover_curves import group_of
+from recover_plans import plans
 from recover_tasks import TITLES
 
 from fewfold.measure.quality import QualityRow
@@ -14,6 +15,7 @@ from fewfold.report.runs import RunRecord
 
 DENSE = "dense"
 BARS = {"1/7": 0.99, "1/48": 0.967}  # shares of the dense model's mean over the tasks, as published
+OF_DENSE = "a share of dense"  # what claims say of the tasks' mean
 RIVALS = ("int3", "int4", "cut to")  # how their plans begin
 SLACK = 1.01  # the size of a model that counts as no larger than a rival
 
@@ -57,9 +59,11 @@ def claims(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
 def _of_dense(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     whole, found = _dense_mean(runs), []
     for run in runs:
-        bar, mean = BARS.get(group_of(run.settings["plan"])), mean_of_tasks(run)
+        bar_name = group_of(run.settings["plan"])
+        bar, mean = BARS.get(bar_name), mean_of_tasks(run)
         if whole and bar and mean is not None:
-            what = f"{run.name}: mean over {', '.join(TITLES.values())}, as a share of dense"
+            counted = plans()[run.settings["plan"]].counted
+            what = f"{run.name} ({bar_name} of the {counted}): mean over {', '.join(TITLES.values())}, as {OF_DENSE}"
             found.append(check(what, mean / whole, bar))
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,6 @@ BYTES, INT4_BYTES = 90_852_864, 14_068_464  # of the dense model, and of all its
 # one block is a sixth of the linears' numbers already: below that, a smaller dtype pays for the differences
 SHARED_DTYPES = {4: "fp32", 7: "int8", 48: "int3"}
 
-Make = Callable[[Bench], Any]
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -33,6 +31,11 @@ class Plan:
     recipe: Any = None
     budget: str | None = None
     layers: int | None = None
+
+    @property
+    def counted(self) -> str:
+        """What its budget counts, for claims: numbers or bytes."""
+        return "numbers" if (self.budget or "").startswith("parameters") else "bytes"
 
     def __call__(self, bench: Bench) -> Any:
         """The student, from a copy of the dense model."""

@@ -35,8 +35,13 @@ def recovery_phases(preset: str = "general") -> list[DistillConfig]:
 
 
 def excluded() -> list[str]:
-    """The sentences of STS-B dev, which every table is judged on."""
-    return distinct_sentences(stsb("dev"))
+    """What recovered models are judged on: the sentences of STS-B dev, SST-2 dev, CoLA dev and SQuAD dev."""
+    from fewfold.tasks.glue import read_glue
+    from fewfold.tasks.squad import read_squad
+
+    asked = (text for one in read_squad("dev").questions for text in (one.question, one.context))
+    judged = (example.first for task in ("sst2", "cola") for example in read_glue(task, "dev").examples)
+    return [*distinct_sentences(stsb("dev")), *dict.fromkeys((*judged, *asked))]
 
 
 def _sources() -> dict[str, list[str]]:

@@ -3,7 +3,8 @@
 Recovery with equal minutes fine-tunes what was recovered. Whoever has a fine-tuned model compresses that one instead:
 calibrated on the task's training texts, then taught by it for the same few minutes a plan, labels unseen. All plans,
 rivals too, have the same teachers, texts and minutes; tasks and fine-tuning are those of ``recover.py``. Every result
-is one record in ``benchmarks/runs/task-first``; what is there is not run again, and what was killed goes on.
+is one record in ``benchmarks/runs/task-first``; what is there is not run again, and what was killed goes on. Minutes
+are those of the machine that ``recover.py`` ran on first.
 
     python benchmarks/task_first.py                           the usual plans, then the table
     python benchmarks/task_first.py --only "codes, 1/7"       one of recover.py's plans
@@ -13,18 +14,21 @@ is one record in ``benchmarks/runs/task-first``; what is there is not run again,
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from common import BF16, Bench, check, publish_checks
-from recover_claims import BARS
+from pace import slowness
+from recover_claims import BARS, OF_DENSE
 from recover_curves import group_of
-from recover_plans import Plan, plans
+from recover_plans import BYTES, Plan, plans
 from recover_tasks import JUDGED, LENGTHS, SETTINGS, TITLES, rows, texts
 
 import fewfold
 from fewfold.calibration.cache import cache_folder
+from fewfold.checkpoint.config import structure_of
 from fewfold.checkpoint.folders import write_whole
 from fewfold.distill.config import DistillConfig, HiddenTerm, LogitsTerm
 from fewfold.measure.parameters import unique_parameters
@@ -59,10 +63,10 @@ def judge(model: Any, task: str, bench: Bench) -> float:
 
 
 def phase(task: str) -> DistillConfig:
-    """Ours for a task's texts: hidden states of all layers, and of classifiers the logits."""
+    """Ours for a task's texts: hidden states of all layers, and the logits."""
     hidden = [HiddenTerm(layers="last", kind="relative"), HiddenTerm(layers="all", kind="relative")]
     return DistillConfig(
-        hidden=hidden, logits=None if task == "squad" else LogitsTerm(temperature=2.0), learning_rate=5e-4,
+        hidden=hidden, logits=LogitsTerm(temperature=2.0), learning_rate=5e-4,
         rates="by_size", whole_rate_loss=1.0, warmup=0.1, schedule="cosine", freeze_tables=True, bf16=BF16,
         max_length=LENGTHS.get(task, 128), minutes=MINUTES, name="task texts",
         source="ours: the last and all hidden states, and logits",
@@ -78,7 +82,7 @@ def run(bench: Bench, name: str, plan: Plan, task: str) -> None:
         write_whole(start, repr(judge(student, task, bench)))
         fewfold.distill(
             dense, student, rows(task), config=phase(task), tokenizer=bench.tokenizer, out=folder,
-            data_name=f"{task}, training texts",
+            minutes=MINUTES * slowness(bench), data_name=f"{task}, training texts",
         )  # fmt: skip
     student = fewfold.load(folder).eval()
     scores = {"dense": judge(dense, task, bench), "compressed": float(start.read_text(encoding="utf-8"))}
@@ -92,7 +96,16 @@ def run(bench: Bench, name: str, plan: Plan, task: str) -> None:
     }
     data = {"calibration": f"{task}-train", "distillation": f"{task}, training texts"}
     numbers["parameters"] = unique_parameters(student)
-    write_run(RunRecord(f"{name}, {task}", KIND, MODEL, seed=0, data=data, settings=settings, numbers=numbers), RUNS)
+    history = json.loads((folder / "distill.json").read_text(encoding="utf-8"))
+    structure = structure_of(student)
+    steps = structure.provenance.get("steps", []) if structure is not None else []
+    write_run(
+        RunRecord(
+            f"{name}, {task}", KIND, MODEL, recipe=steps, budget=plan.budget, seed=0, data=data, settings=settings,
+            numbers=numbers, minutes=history["minutes"], tokens=history["tokens"],
+        ),
+        RUNS,
+    )  # fmt: skip
     print(f"{name}, {task}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.items()), flush=True)
 
 
@@ -110,7 +123,7 @@ def draw() -> None:
         records = [found[name][task] for task in TITLES]
         whole = [record.numbers["task"]["dense"] for record in records]
         if len(lines) == 2:
-            lines.append(_row("fine-tuned dense model", 90.9, whole, whole))
+            lines.append(_row("fine-tuned dense model", BYTES / 1e6, whole, whole))
         for when, title in (("compressed", f"{name}: compressed"), ("distilled", f"{name}: and distilled")):
             lines.append(
                 _row(title, records[0].numbers["bytes"] / 1e6, [r.numbers["task"][when] for r in records], whole)
@@ -118,7 +131,8 @@ def draw() -> None:
         bar = BARS.get(group_of(name))
         if bar:
             share = sum(record.numbers["task"]["distilled"] for record in records) / sum(whole)
-            checks.append(check(f"{name}: mean over {', '.join(TITLES.values())}, as a share of dense", share, bar))
+            what = f"{name} ({group_of(name)} of the {plans()[name].counted}): mean over {', '.join(TITLES.values())}"
+            checks.append(check(f"{what}, as {OF_DENSE}", share, bar))
     note = (
         f"The dense model is fine-tuned on each task, compressed on 2,048 of its training texts, then distilled for "
         f"{MINUTES:g} minutes on all that it was fine-tuned on, labels unseen. One seed. MB hold the table in fp32 "

@@ -34,7 +34,7 @@ class Outcome:
             "minutes": sum(history.seconds for history in self.histories) / 60,
             "tokens": sum(history.tokens for history in self.histories),
             "phases": [
-                {"config": phase.model_dump(mode="json", exclude_defaults=True), **history.to_dict()}
+                {"config": phase.model_dump(mode="json"), **history.to_dict()}
                 for phase, history in zip(self.phases, self.histories, strict=True)
             ],
         }
