@@ -162,13 +162,13 @@ CLAIMS = [
     Claim(SHARING, "sequence, cycle and cycle_rev beat one block for all layers", "shared_layers_scratch", reached("")),
     Claim(SHARING, "WMT translation: cycle_rev first", None),
     Claim(EXTREME, "the compressed layers run 2.7, 2.05 and 1.4 times faster", "shared_factors_speed", speed),
-    Claim(EXTREME, "BERT base keeps 96.7 % of its score on all of GLUE at 1/48, after two stages of distillation", None),
+    Claim(EXTREME, "BERT base keeps 96.7 % of its whole GLUE score at 1/48, after two stages of distillation", None),
     *(
         Claim(EXTREME, f"quality comes back at {ratio}, {how}", name, once_measured(f"{ratio} of the"))
         for ratio in ("1/7", "1/48")
         for how, name in (
             ("by general distillation, then fine-tuned", "recover"),
-            ("by distillation from a fine-tuned teacher", "task_first"),
+            ("by a fine-tuned teacher's distillation", "task_first"),
         )
     ),
     *(
@@ -200,8 +200,8 @@ def shown_by(claim: Claim) -> str:
     return f"[{claim.result}](../benchmarks/{page.name})" if claim.result and page.exists() else "–"
 
 
-def main() -> None:
-    """Write the page."""
+def page() -> str:
+    """The page, as the results are now."""
     lines = ["# The papers' claims", "", "Drawn by `python benchmarks/claims.py` from `benchmarks/results`.", ""]
     paper = ""
     for claim in CLAIMS:
@@ -210,9 +210,14 @@ def main() -> None:
             lines += ["", f"## {paper}", "", "| claim | measured here | verdict | run |", "|---|---|---|---|"]
         measured, verdict = judged(claim)
         lines.append(f"| {claim.text} | {measured} | {verdict} | {shown_by(claim)} |")
+    return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
+
+
+def main() -> None:
+    """Write the page."""
     PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text("\n".join(lines).replace("\n\n\n", "\n\n") + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
