@@ -1,3 +1,4 @@
+import warnings
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import torch
 from distill_models import Killed, config, make_student, make_teacher
 from transformers import BertForMaskedLM
 
-from fewfold import DistillError
+from fewfold import DistillError, FewfoldWarning
 from fewfold.distill import run
 from fewfold.distill.examples import Examples
 from fewfold.distill.outputs import Needs
@@ -81,6 +82,17 @@ def test_a_cache_that_cannot_be_filled_is_refused(
     with pytest.raises(DistillError, match=message):
         cached_teacher(tmp_path, teacher, Needs(last=True), False, tokens, seconds)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_costs_more_than_it_saves_is_told(teacher, tokenizer, texts, tmp_path):
+    options = {"tokenizer": tokenizer, "cache_teacher": tmp_path}
+    with pytest.warns(FewfoldWarning, match="over all 96 texts, and this run reads 88"):
+        distil(teacher, make_student(teacher), texts, config=config(steps=11), **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FewfoldWarning)
+        distil(teacher, make_student(teacher), texts, config=config(steps=11), **options)  # it is there
+        other = make_teacher(seed=1)
+        distil(other, make_student(other), texts, config=config(steps=12), **options)
 
 
 def test_tokens_logits_are_not_cached(tokenizer, texts, tmp_path):

@@ -137,7 +137,8 @@ def _phase(
             sentences_only = not config.hidden and config.of_vectors
             with trainer.args.main_process_first():
                 left = None if clock.limit is None else clock.limit - clock.now()
-                pupil.teacher = cached_teacher(cache, teacher, objective.needs(1), sentences_only, learned, left)
+                reads = None if clock.steps is None else clock.steps * config.batch_size
+                pupil.teacher = cached_teacher(cache, teacher, objective.needs(1), sentences_only, learned, left, reads)
         marks = {"key": key, "work": work_key(config, learned.fingerprint()), "sketches": begun}
         watch = Watch(trainer, marks, held_out, live, saves=checkpoints is not None)
         watch.history.local = gains

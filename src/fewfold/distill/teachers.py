@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from fewfold.calibration.cache import model_fingerprint
 from fewfold.distill.losses import mean_pooled
 from fewfold.distill.outputs import Needs, Outputs, run
 from fewfold.distill.tokens import TokenisedTexts
-from fewfold.errors import DistillError
+from fewfold.errors import DistillError, FewfoldWarning
 from fewfold.progress import track
 
 SURE_AFTER = 5.0  # seconds of running the teacher
@@ -102,17 +103,26 @@ def cached_teacher(
     sentences_only: bool,
     tokens: TokenisedTexts,
     seconds: float | None = None,
+    reads: int | None = None,
 ) -> CachedTeacher:
     """Read the cache of these texts, or run the teacher over them once and write it.
 
     :param sentences_only: sentence vectors are enough, whole hidden states are not asked for.
     :param seconds: that may be spent on it; None for any.
+    :param reads: how many texts the run will read, each time counted; None where that is not known.
     :raises DistillError: if there is no room for it, or no time.
     """
     names = (["sentence" if sentences_only else "last"] if needs.last else []) + (["logits"] if needs.logits else [])
     key = f"{model_fingerprint(model)}-{tokens.fingerprint()}-{'-'.join(names)}"
     place = Path(folder) / key
-    if not place.is_dir():
+    if names and not place.is_dir():
+        if reads is not None and reads < len(tokens):
+            warnings.warn(
+                f"cache_teacher runs the teacher over all {len(tokens)} texts, and this run reads {reads} of them: "
+                "without it it costs less, unless other runs follow",
+                FewfoldWarning,
+                stacklevel=2,
+            )
         _write(place, LiveTeacher(model, needs), names, tokens, seconds)
     return CachedTeacher({name: np.load(place / f"{name}.npy", mmap_mode="r") for name in names}, tokens)
 
