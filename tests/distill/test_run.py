@@ -45,6 +45,18 @@ def test_no_phase_trains_where_a_later_one_cannot(second, message, teacher, toke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_seed_decides_a_run_with_a_projection(teacher, tokenizer, texts):
+    """Whatever random numbers were drawn before."""
+    curves = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        student = make_teacher(width=8, seed=1)
+        torch.manual_seed(state)
+        outcome = distil(teacher, student, texts, config=config(projection=True, steps=3), tokenizer=tokenizer)
+        curves.append(losses(outcome.histories[0]))
+    assert curves[0] == curves[1]
+
+
 def test_a_limit_of_minutes_leaves_a_configs_own_end(teacher, tokenizer, texts):
     settings = config(steps=None, epochs=1)
     history = distil(teacher, make_student(teacher), texts, config=settings, tokenizer=tokenizer, minutes=60).histories[
