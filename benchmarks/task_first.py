@@ -63,10 +63,10 @@ def judge(model: Any, task: str, bench: Bench) -> float:
 
 
 def phase(task: str) -> DistillConfig:
-    """Ours for a task's texts: hidden states of all layers, and the logits."""
+    """Ours for a task's texts: hidden states of all layers, and of classifiers the logits."""
     hidden = [HiddenTerm(layers="last", kind="relative"), HiddenTerm(layers="all", kind="relative")]
     return DistillConfig(
-        hidden=hidden, logits=LogitsTerm(temperature=2.0), learning_rate=5e-4,
+        hidden=hidden, logits=None if task == "squad" else LogitsTerm(temperature=2.0), learning_rate=5e-4,
         rates="by_size", whole_rate_loss=1.0, warmup=0.1, schedule="cosine", freeze_tables=True, bf16=BF16,
         max_length=LENGTHS.get(task, 128), minutes=MINUTES, name="task texts",
         source="ours: the last and all hidden states, and logits",
@@ -91,12 +91,13 @@ def run(bench: Bench, name: str, plan: Plan, task: str) -> None:
     settings = {
         "plan": name,
         "task": task,
+        "minutes": MINUTES,
         "fine-tuning": asdict(SETTINGS[task]),
-        "distillation": phase(task).model_dump(),
     }
     data = {"calibration": f"{task}-train", "distillation": f"{task}, training texts"}
     numbers["parameters"] = unique_parameters(student)
     history = json.loads((folder / "distill.json").read_text(encoding="utf-8"))
+    settings["distillation"] = history["phases"][0]["config"]  # its minutes are those of this machine
     structure = structure_of(student)
     steps = structure.provenance.get("steps", []) if structure is not None else []
     write_run(

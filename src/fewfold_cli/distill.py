@@ -55,9 +55,9 @@ def distill(
     """
     with working(verbose), model_files(teacher) as dense_files, model_files(student) as files:
         import fewfold
-        from fewfold.distill.api import is_main_process
         from fewfold.distill.presets import phases_of
         from fewfold.progress import step
+        from fewfold.training.processes import is_main_process
 
         check_output(output, force, files)
         phases = [phase.changed(bf16=bf16 or phase.bf16) for phase in phases_of(config)]

@@ -14,7 +14,7 @@ from tiny_models import make
 
 import fewfold
 from fewfold import CheckpointError
-from fewfold.checkpoint.folders import atomic_folder, check_writable
+from fewfold.checkpoint.folders import atomic_folder, check_writable, write_whole
 
 
 def contents(folder):
@@ -185,3 +185,22 @@ def test_ties_that_a_model_declares_when_it_is_made_come_back(tmp_path):
     with torch.no_grad():
         again = tf.MarianMTModel.from_pretrained(tmp_path)(input_ids=ids, decoder_input_ids=ids).logits
         torch.testing.assert_close(again, plain(input_ids=ids, decoder_input_ids=ids).logits)
+
+
+def test_files_are_replaced_whole_and_links_written_through(tmp_path):
+    file, link, pipe = tmp_path / "a.json", tmp_path / "link.json", tmp_path / "pipe"
+    file.write_text("old")
+    os.link(file, tmp_path / "other")
+    write_whole(file, "new")
+    assert (file.read_text(), (tmp_path / "other").read_text()) == ("new", "old")
+    link.symlink_to(file)
+    write_whole(link, "newer")
+    assert link.is_symlink()
+    assert file.read_text() == "newer"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(pipe, "passed on")
+    assert os.read(reader, 100) == b"passed on"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert not list(tmp_path.glob("*.partial"))

@@ -50,7 +50,7 @@ def test_it_keeps_to_its_time(teacher):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "local_recover", lambda *_, seconds, **options: given.append(seconds) or [])
         distil(teacher, student, TEXTS, config=config(local_steps=2, minutes=1), tokenizer=make_tokenizer())
-    assert given == [30.0]
+    assert 0 < given[0] < 30
 
 
 def test_a_run_begins_with_it(teacher, tmp_path, monkeypatch):

@@ -10,9 +10,10 @@ from distill_models import Killed, config, kill_at, make_student, make_teacher, 
 
 import fewfold
 from fewfold import DistillError
-from fewfold.distill.checkpoints import STATE, newest
+from fewfold.distill.checkpoints import STATE
 from fewfold.distill.run import distil
 from fewfold.distill.watch import Watch
+from fewfold.training.complete import newest
 
 
 @pytest.mark.parametrize("stored", ["fp32", "int8"])
@@ -64,12 +65,12 @@ def test_an_unfinished_checkpoint_never_drives_out_a_finished_one(teacher, token
     with pytest.raises(Killed):
         distil(teacher, make_student(teacher), texts, config=settings, tokenizer=tokenizer, checkpoints=tmp_path)
     live()
-    shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-3")
-    (folder / "checkpoint-3" / STATE).unlink()
+    shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-4")
+    (folder / "checkpoint-4" / STATE).unlink()
     monkeypatch.setattr(Watch, "on_save", lambda *args, **options: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         distil(teacher, make_student(teacher), texts, config=settings, tokenizer=tokenizer, checkpoints=tmp_path)
-    assert newest(folder) == folder / "checkpoint-2"
+    assert newest(folder, STATE) == folder / "checkpoint-2"
 
 
 def test_another_runs_checkpoints_are_refused(teacher, tokenizer, texts, tmp_path, monkeypatch):

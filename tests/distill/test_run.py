@@ -45,6 +45,18 @@ def test_no_phase_trains_where_a_later_one_cannot(second, message, teacher, toke
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_a_teacher_in_half_precision_teaches_a_student_in_bf16(half, teacher, tokenizer, texts):
+    curves = []
+    for dtype in (torch.float32, half):
+        settings = config(bf16=True, steps=3, learning_rate=1e-6)
+        own = copy.deepcopy(teacher).to(dtype)
+        outcome = distil(own, make_student(teacher, rank=2), texts, config=settings, tokenizer=tokenizer)
+        assert next(own.parameters()).dtype == dtype
+        curves.append(losses(outcome.histories[0]))
+    assert curves[1] == pytest.approx(curves[0], rel=0.05)
+
+
 def test_the_seed_decides_a_run_with_a_projection(teacher, tokenizer, texts):
     """Whatever random numbers were drawn before."""
     curves = []

@@ -24,6 +24,7 @@ from fewfold.distill.examples import read_examples
 from fewfold.distill.objective import Objective
 from fewfold.distill.outputs import run
 from fewfold.distill.run import distil
+from fewfold.distill.targets import longest
 from fewfold.distill.tokens import tokenise
 
 MODELS = ("t5_lm", "bart_lm")
@@ -182,11 +183,13 @@ def test_what_stands_in_padding_changes_nothing(name):
 
 
 @pytest.mark.parametrize("reduction", ["tokens", "examples"])
-def test_parts_weighed_by_their_shares_make_the_whole(reduction):
+@pytest.mark.parametrize("count_padding", [False, True])
+def test_parts_weighed_by_their_shares_make_the_whole(reduction, count_padding):
     teacher, tokens = make("t5_lm"), tokens_of(6)
-    student, settings = make_student(teacher), {**TERMS, "reduction": reduction}
-    whole = losses_of(settings, teacher, student, tokens.batch(range(6)))
-    parts = [tokens.batch([0, 1]), tokens.batch([2, 3, 4, 5])]
+    student, settings = make_student(teacher), {**TERMS, "reduction": reduction, "count_padding": count_padding}
+    padded = (lambda size: 30) if count_padding else longest
+    whole = losses_of(settings, teacher, student, tokens.batch(range(6), padded))
+    parts = [tokens.batch([0, 1], padded), tokens.batch([2, 3, 4, 5], padded)]
     counts = [Objective(config(**settings), student, teacher).counts(part) for part in parts]
     total = dict.fromkeys(whole, 0.0)
     for part, count in zip(parts, counts, strict=True):

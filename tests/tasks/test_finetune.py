@@ -247,6 +247,9 @@ def test_a_killed_training_goes_on_to_the_same_numbers(stored, dies, tokenizer, 
         for _ in range(2):  # after the last step nothing is left to be killed
             with contextlib.suppress(Killed):
                 found = fine_tune(going := fresh(), tokenizer, rows, settings, 3, None, folder, 0.0)
+            (folder / "checkpoint-99").mkdir(exist_ok=True)  # one that a kill cut short
+    fine_tune(fresh(), tokenizer, rows, settings, 3, None, folder, 0.0)
+    assert not (folder / "checkpoint-99").exists()
     if dies < 16:
         assert 15 < len(steps) <= 17  # of the killed one, and perhaps one between two epochs, done twice
     assert len(steps) >= 15

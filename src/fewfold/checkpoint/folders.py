@@ -41,7 +41,13 @@ def check_writable(folder: str | os.PathLike[str]) -> Path:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a file that others see as it was before or as it is now, never in part."""
+    """Write a file that others see as it was before or as it is now, never in part.
+
+    A link, what is no regular file, and a file in a folder that cannot be written to are written through, in place.
+    """
+    if file.is_symlink() or (file.exists() and not file.is_file()) or not os.access(file.parent, os.W_OK):
+        file.write_text(text, encoding="utf-8")
+        return
     partial = file.with_name(f"{file.name}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, file)

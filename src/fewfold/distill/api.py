@@ -12,6 +12,7 @@ from fewfold.checkpoint.folders import check_writable
 from fewfold.checkpoint.save import save
 from fewfold.distill.records import write_history
 from fewfold.distill.run import distil
+from fewfold.training.processes import is_main_process
 
 
 def distill(
@@ -66,8 +67,3 @@ def distill(
         write_history(outcome, folder)
         shutil.rmtree(checkpoints, ignore_errors=True)
     return student
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that writes."""
-    return int(os.environ.get("RANK", "0")) == 0

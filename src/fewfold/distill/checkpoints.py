@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from fewfold.checkpoint.folders import write_whole
 from fewfold.distill.config import DistillConfig
 from fewfold.distill.sketch import is_near
 from fewfold.errors import DistillError
+from fewfold.training.complete import newest
 
 STATE = "distill_state.json"
 LIMITS = ("steps", "minutes", "epochs", "checkpoint_minutes", "evaluate_minutes", "patience", "log_steps")
@@ -54,7 +54,7 @@ def last_checkpoint(
     :param begun: sketches of the models that this run begins with.
     :raises DistillError: if it belongs to another run.
     """
-    found = newest(folder)
+    found = newest(folder, STATE)
     if found is None:
         return None
     state = _state(found)
@@ -73,29 +73,16 @@ def last_checkpoint(
     return found, state
 
 
-def drop_incomplete(folder: Path) -> None:
-    """Remove checkpoints that a kill cut short: where old ones make room for new ones, they would be counted."""
-    for path in folder.glob("checkpoint-*"):
-        if not (path / STATE).is_file():
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def refuse_others(folder: Path, work: str) -> None:
     """Find out before there is a student whether a folder's checkpoints can be this run's.
 
     :raises DistillError: if they learn otherwise, or from other data.
     """
-    found = newest(folder)
+    found = newest(folder, STATE)
     if found is not None and _state(found).get("work", work) != work:
         raise DistillError(
             f"{folder} holds checkpoints of a run with other settings or data: remove that folder, or give another one"
         )
-
-
-def newest(folder: Path) -> Path | None:
-    """The last complete checkpoint."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / STATE).is_file()]
-    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
 
 def _state(checkpoint: Path) -> dict[str, Any]:

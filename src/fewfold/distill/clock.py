@@ -34,6 +34,11 @@ class Clock:
         """Seconds spent so far."""
         return self.before + time.perf_counter() - self.started
 
+    @property
+    def left(self) -> float | None:
+        """Seconds until the limit; None where there is none."""
+        return None if self.limit is None else self.limit - self.now()
+
     def see(self, seconds: float) -> None:
         """A step starts at this time."""
         step = seconds - self.seen

@@ -194,12 +194,12 @@ class DistillConfig(_Strict):
         return validated({**self.model_dump(), **values}, f"config {self.name}")
 
     def limited(self, minutes: float | None = None, steps: int | None = None) -> DistillConfig:
-        """A copy that ends after so many minutes or steps, or where it ended by itself, whichever comes first.
+        """A copy with limits: minutes beside its own steps or epochs, steps in their place.
 
-        Steps take the place of the config's own steps and epochs, minutes that of its own minutes.
+        :raises DistillError: if one is not above 0.
         """
-        epochs = self.epochs if steps is None else None
-        return self.changed(minutes=minutes or self.minutes, steps=steps or self.steps, epochs=epochs)
+        limits: dict[str, Any] = {} if minutes is None else {"minutes": minutes}
+        return self.changed(**limits) if steps is None else self.changed(**limits, steps=steps, epochs=None)
 
 
 def validated(data: Any, where: str) -> DistillConfig:

@@ -6,7 +6,6 @@ block by block, and every fit is a small quadratic problem in float64, whatever 
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections import deque
@@ -30,6 +29,7 @@ from fewfold.fitting import round_leaves
 from fewfold.measure.modes import evaluating
 from fewfold.progress import track
 from fewfold.surgery.targets import Target, find_targets, read_bias, read_weight
+from fewfold.training.processes import process_count
 
 TEXTS = 4096  # of a run's texts are drawn
 FEW_TEXTS = 2  # of a rehearsal
@@ -72,10 +72,10 @@ class Local:
         except CannotStream as reason:
             raise _not_by_layers(model, reason) from None
 
-    def recover(self, teacher: Any, student: Any, limit: float | None = None) -> dict[str, float]:
+    def recover(self, teacher: Any, student: Any, left: float | None = None) -> dict[str, float]:
         """Fit the student's layers; by layer, what was won.
 
-        :param limit: seconds of the whole phase: fits take half of them at most, and a warning tells of layers left.
+        :param left: seconds of the phase: fits take half of them at most, and a warning tells of layers left.
         :raises DistillError: as of :func:`local_recover`, and in several processes.
         """
         if not self.config.local_steps:
@@ -85,7 +85,7 @@ class Local:
         texts = Random(self.config.seed).sample(self.texts, count) if count < len(self.texts) else self.texts
         gains = local_recover(
             teacher, student, texts, self.tokenizer, steps=self.config.local_steps,
-            max_length=self.config.max_length, seed=self.config.seed, seconds=None if limit is None else limit / 2,
+            max_length=self.config.max_length, seed=self.config.seed, seconds=None if left is None else left / 2,
         )  # fmt: skip
         return {gain.target: gain.gain for gain in gains}
 
@@ -158,7 +158,7 @@ def local_recover(
 
 
 def _in_one_process() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_count() > 1:
         raise DistillError("local_steps fits layers in one process: run that alone first, or leave it 0")
 
 

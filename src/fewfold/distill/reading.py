@@ -35,6 +35,7 @@ class Reading:
         self._tokenizer, self._config = tokenizer, model.config
         self._start = decoder_start(model) if writes else None
         self._tokens: dict[tuple[Any, ...], TokenisedTexts] = {}
+        self._split: tuple[tuple[Any, ...], tuple[TokenisedTexts, TokenisedTexts | None]] | None = None
 
     def tokens(self, phase: DistillConfig) -> TokenisedTexts:
         """All texts tokenised, cut into pieces first where that is asked for and they stand alone."""
@@ -45,6 +46,13 @@ class Reading:
                 self._examples(phase), self._tokenizer, length, self._start, phase.noise, phase.seed
             )
         return self._tokens[key]
+
+    def split(self, phase: DistillConfig) -> tuple[TokenisedTexts, TokenisedTexts | None]:
+        """Texts to learn on, and texts to measure on; what a phase was given, it is given again."""
+        key = phase.pieces, phase.max_length, phase.noise, phase.seed, phase.validation
+        if self._split is None or self._split[0] != key:
+            self._split = key, split_off(self.tokens(phase), phase)
+        return self._split[1]
 
     def _examples(self, phase: DistillConfig) -> Examples:
         if phase.pieces and len(self.examples.columns) == 1 and self.examples.labels is None:

@@ -16,9 +16,9 @@ from fewfold.distill.local import Local
 from fewfold.distill.masked import BatchMasking
 from fewfold.distill.objective import Objective
 from fewfold.distill.outputs import Outputs, run
-from fewfold.distill.reading import Reading, planned_steps, split_off
+from fewfold.distill.reading import Reading, planned_steps
 from fewfold.distill.stacks import is_seq2seq
-from fewfold.distill.teachers import check_cacheable, move
+from fewfold.distill.teachers import ask, check_cacheable, move
 from fewfold.distill.tokens import TokenisedTexts
 from fewfold.measure.modes import evaluating
 
@@ -46,7 +46,7 @@ def rehearse(
     reading = Reading(data, phases, words, exclude, model)
     for number, phase in enumerate(phases, 1):
         Local(phase, reading.examples.texts, getattr(tokenizer, "source", tokenizer)).rehearse(model, replaced)
-        learned, _ = _learned(reading, phase)
+        learned = _learned(reading, phase)
         folder = phase_folder(checkpoints, number)
         if folder is not None:
             refuse_others(folder, work_key(phase, learned.fingerprint()))
@@ -70,17 +70,17 @@ def check_phases(
         local = Local(phase, reading.examples.texts, getattr(tokenizer, "source", tokenizer))
         local.check(student)
         local.rehearse(teacher, replaced)
-        learned, _ = _learned(reading, phase)
+        learned = _learned(reading, phase)
         objective, outputs = _try(teacher, student, learned, phase, tokenizer)
         if cached:
             check_cacheable(objective.needs(1), outputs)
 
 
-def _learned(reading: Reading, phase: DistillConfig) -> tuple[TokenisedTexts, TokenisedTexts | None]:
-    """The texts that a phase learns on, enough of them, and those that are held out."""
-    learned, held_out = split_off(reading.tokens(phase), phase)
+def _learned(reading: Reading, phase: DistillConfig) -> TokenisedTexts:
+    """The texts that a phase learns on, enough of them."""
+    learned, _ = reading.split(phase)
     check_data(learned, phase, planned_steps(phase, len(learned)))
-    return learned, held_out
+    return learned
 
 
 def _try(
@@ -94,9 +94,10 @@ def _try(
     batch = batch if masking is None else masking(batch, 1)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     move(teacher, device)
-    with evaluating(teacher, student), torch.no_grad():
+    half = torch.autocast(device.type, torch.bfloat16, enabled=phase.bf16)
+    with evaluating(teacher, student), torch.no_grad(), half:
         objective.prepare(teacher, learned.part(range(min(TEXTS, len(learned)))))
         objective.to(device)
-        wanted = run(teacher, batch, objective.needs(1))
+        wanted = ask(teacher, batch, objective.needs(1))
         objective(run(student, batch, objective.needs(0)), wanted, batch, dict.fromkeys(objective.counts(batch), 1.0))
     return objective, wanted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fewfold.distill.checkpoints import drop_incomplete, last_checkpoint, phase_folder, run_key, work_key
+from fewfold.distill.checkpoints import STATE, last_checkpoint, phase_folder, run_key, work_key
 from fewfold.distill.checks import check_models, vocabularies_of
 from fewfold.distill.clock import Clock
 from fewfold.distill.config import DistillConfig
@@ -21,7 +20,7 @@ from fewfold.distill.masked import BatchMasking
 from fewfold.distill.objective import Objective
 from fewfold.distill.outcome import Outcome
 from fewfold.distill.presets import limited, phases_of
-from fewfold.distill.reading import Reading, held_out_count, planned_steps, split_off
+from fewfold.distill.reading import Reading, held_out_count, planned_steps
 from fewfold.distill.records import note_recovery
 from fewfold.distill.rehearsal import check_phases
 from fewfold.distill.sketch import TEXTS, sketch
@@ -32,6 +31,8 @@ from fewfold.errors import DistillError
 from fewfold.measure.environment import environment
 from fewfold.optional import require
 from fewfold.stored import unpack
+from fewfold.training.complete import drop_incomplete
+from fewfold.training.processes import is_main_process
 from fewfold.training.processor import quick_on_processors
 from fewfold.training.rates import rate_factors
 from fewfold.training.sharded import exact_state, is_sharded, load_exact
@@ -81,7 +82,9 @@ def distil(
         folder = phase_folder(checkpoints, number)
         masking = maskings[number - 1]
         fit = Local(phase, reading.examples.texts, getattr(tokenizer, "source", tokenizer))
-        history = _phase(teacher, student, tokens, phase, started, folder, resume, cache_teacher, masking, fit)
+        history = _phase(
+            teacher, student, reading.split(phase), phase, started, folder, resume, cache_teacher, masking, fit
+        )
         outcome.histories.append(history)
         outcome.phases.append(phase)
         outcome.data = {
@@ -96,7 +99,7 @@ def distil(
 def _phase(
     teacher: Any,
     student: Any,
-    tokens: TokenisedTexts,
+    texts: tuple[TokenisedTexts, TokenisedTexts | None],
     config: DistillConfig,
     started: float,
     checkpoints: Path | None,
@@ -109,7 +112,7 @@ def _phase(
     from fewfold.distill.trainer import DistillTrainer
     from fewfold.distill.watch import Watch
 
-    learned, held_out = split_off(tokens, config)
+    learned, held_out = texts
     clock = Clock(planned_steps(config, len(learned)), config.minutes, started)
     objective = Objective(config, student, teacher).to(next(student.parameters()).device)
     first = learned.batch(list(range(min(TEXTS, len(learned)))))
@@ -123,10 +126,10 @@ def _phase(
     with training(teacher, student, config), _folder(checkpoints) as folder:
         key = run_key(config, learned.fingerprint(), _shapes(student))
         rates = rate_factors(student) if config.rates == "by_size" else {}  # before anything has changed it
-        if int(os.environ.get("RANK", "0")) == 0:
-            drop_incomplete(folder)
+        if is_main_process():
+            drop_incomplete(folder, STATE)
         found = last_checkpoint(folder, key, begun) if resume else None
-        gains = local.recover(teacher, student, clock.limit) if found is None else {}
+        gains = local.recover(teacher, student, clock.left) if found is None else {}
         # what is sharded is no plain model any more: a copy is, and its numbers come back
         pupil = Pupil(copy.deepcopy(student) if is_sharded() else student, objective, live)
         trainer = DistillTrainer(pupil, learned, config, clock, folder, masking, rates)
@@ -136,9 +139,10 @@ def _phase(
         if cache is not None:
             sentences_only = not config.hidden and config.of_vectors
             with trainer.args.main_process_first():
-                left = None if clock.limit is None else clock.limit - clock.now()
                 reads = None if clock.steps is None else clock.steps * config.batch_size
-                pupil.teacher = cached_teacher(cache, teacher, objective.needs(1), sentences_only, learned, left, reads)
+                pupil.teacher = cached_teacher(
+                    cache, teacher, objective.needs(1), sentences_only, learned, clock.left, reads
+                )
         marks = {"key": key, "work": work_key(config, learned.fingerprint()), "sketches": begun}
         watch = Watch(trainer, marks, held_out, live, saves=checkpoints is not None)
         watch.history.local = gains

@@ -8,6 +8,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,7 +44,15 @@ class LiveTeacher:
     def __call__(self, batch: Mapping[str, Tensor]) -> Outputs:
         """The model's outputs for a batch; it is on the batch's device afterwards."""
         move(self.model, batch["input_ids"].device)
-        return run(self.model.eval(), batch, self.needs)
+        return ask(self.model.eval(), batch, self.needs)
+
+
+def ask(model: Any, batch: Mapping[str, Tensor], needs: Needs) -> Outputs:
+    """A teacher's outputs for a batch; one in half precision stays in it, whatever the student is cast to."""
+    parameter = next(model.parameters())
+    is_half = parameter.dtype in (torch.float16, torch.bfloat16)
+    with torch.autocast(parameter.device.type, enabled=False) if is_half else nullcontext():
+        return run(model, batch, needs)
 
 
 def move(model: Any, device: torch.device) -> None:
@@ -156,7 +165,7 @@ def _fill(
     :raises DistillError: as soon as it is known that there is no room for all, or no time.
     """
     begun, read = time.perf_counter(), 0
-    order = np.argsort(tokens.lengths, kind="stable")
+    order = np.argsort(tokens.lengths, kind="stable")[::-1]  # the longest first: what they need is told at once
     arrays: dict[str, np.ndarray] = {}
     device = next(teacher.model.parameters()).device
     for start in track(range(0, len(order), batch_size), "running the teacher"):

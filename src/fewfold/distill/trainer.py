@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from fewfold.distill.batches import GroupedBatches
 from fewfold.distill.bert_adam import BertAdam
-from fewfold.distill.checkpoints import newest
+from fewfold.distill.checkpoints import STATE
 from fewfold.distill.checks import check_parts
 from fewfold.distill.clock import Clock, rate_factor
 from fewfold.distill.config import DistillConfig
@@ -30,8 +29,10 @@ from fewfold.errors import DistillError
 from fewfold.measure.environment import warn_of_slow_bf16
 from fewfold.measure.inputs import clipped_length
 from fewfold.training.arguments import one_device
+from fewfold.training.complete import newest
 from fewfold.training.exact import ExactCheckpoints
 from fewfold.training.lengths import even_length, length_stride
+from fewfold.training.processes import process_count
 from fewfold.training.rates import parameter_groups
 from fewfold.training.rounding import RoundedSteps
 from fewfold.training.sharded import is_sharded, load_optimizer, optimizer_state, whole
@@ -121,7 +122,7 @@ class DistillTrainer(ExactCheckpoints):
 
     def trouble(self, what: str, values: Any) -> str:
         """An error's text: what is no number, at which step, and where the last good state is."""
-        kept = newest(Path(str(self.args.output_dir)))
+        kept = newest(Path(str(self.args.output_dir)), STATE)
         good = "no checkpoint yet" if kept is None else f"the last good checkpoint is {kept}"
         return (
             f"{what} is no finite number at step {self.state.global_step + 1} ({values}); {good}. Lower "
@@ -224,7 +225,7 @@ class DistillTrainer(ExactCheckpoints):
 
 def training_arguments(config: DistillConfig, clock: Clock, folder: Path) -> TrainingArguments:
     """What the Trainer does by itself: everything that the watch does is off."""
-    part = max(1, config.batch_size // (config.accumulation * int(os.environ.get("WORLD_SIZE", "1"))))
+    part = max(1, config.batch_size // (config.accumulation * process_count()))
     warn_of_slow_bf16(config.bf16)
     args = TrainingArguments(
         output_dir=str(folder), max_steps=clock.steps or ENDLESS, per_device_train_batch_size=part,

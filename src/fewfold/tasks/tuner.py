@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from fewfold.errors import TaskError
 from fewfold.measure.inputs import clipped_length
 from fewfold.progress import bar
 from fewfold.tasks.batches import Padding, Row
+from fewfold.training.complete import drop_incomplete, newest
 from fewfold.training.exact import ExactCheckpoints
 from fewfold.training.lengths import even_length, length_stride
 from fewfold.training.optimizer import adam
@@ -83,8 +83,9 @@ class Tuner(ExactCheckpoints):
         :return: Steps, those of runs before counted.
         :raises TaskError: If the loss is no number, or the checkpoints are another run's.
         """
-        _drop_incomplete(Path(str(self.args.output_dir)))
-        found = _newest(Path(str(self.args.output_dir)))
+        folder = Path(str(self.args.output_dir))
+        drop_incomplete(folder, STATE)
+        found = newest(folder, STATE)
         if found is not None:
             state = json.loads((found / STATE).read_text(encoding="utf-8"))
             if state["key"] != self.key:
@@ -130,18 +131,6 @@ class Tuner(ExactCheckpoints):
                 f"the loss became {loss} by step {step}: lower learning_rate={self.settings.learning_rate}"
                 + (" or leave bf16 out" if self.settings.bf16 else "")
             )
-
-
-def _drop_incomplete(folder: Path) -> None:
-    """Remove checkpoints that a kill cut short: where old ones make room for new ones, they would be counted."""
-    for path in folder.glob("checkpoint-*"):
-        if not (path / STATE).is_file():
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _newest(folder: Path) -> Path | None:
-    found = [path for path in folder.glob("checkpoint-*") if (path / STATE).is_file()]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 class _Watch(TrainerCallback):
