@@ -66,6 +66,9 @@ def plans() -> dict[str, Plan]:
         found[f"one block and differences{words}, 1/{ratio}"] = Plan(shared, numbers if not words else size)
         found[f"codes, 1/{ratio}"] = Plan(SubvectorCodes(), size)
     found["low rank, int3, 1/48"] = Plan(LowRank(stored_dtype="int3"), "bytes=1/48 of linears")
+    for kept in (3, 2):  # of six, in as many bytes: fewer layers, fuller ones
+        recipe, size = LowRank(stored_dtype="int3"), f"bytes=1/{48 * kept // 6} of linears"
+        found[f"low rank, int3, on {kept} layers, 1/48"] = Plan(recipe, size, kept)
     for layers in (3, 2, 1):
         found[f"cut to {layers} layer{'s' if layers > 1 else ''}"] = Plan(layers=layers)
     found["cut to 3 layers in int4"] = Plan(Dense(targets="all", stored_dtype="int4"), layers=3)
