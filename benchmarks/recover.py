@@ -29,7 +29,7 @@ from typing import Any
 from common import Bench, publish, row_of
 from pace import slowness
 from recover_claims import claims, task_table
-from recover_curves import draw_curves, group_of
+from recover_curves import draw_curves, order
 from recover_plans import TEXT, Plan, plans
 from recover_tasks import JUDGED, SETTINGS, TITLES
 from recover_texts import excluded, recovery_phases, recovery_texts
@@ -141,7 +141,7 @@ def draw(bench: Bench) -> None:
     if not runs:
         return print("no run is recorded yet")
     rows = list(bench.rivals)
-    runs.sort(key=lambda run: (group_of(run.settings["plan"]), run.settings["plan"], run.settings["minutes"]))
+    runs.sort(key=order)
     for run in runs:
         plan, minutes = run.settings["plan"], run.settings["minutes"]
         titles = {"before": f"{plan}: not recovered", "after": f"{plan}: {minutes:g} min"}
